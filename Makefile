@@ -1,0 +1,65 @@
+# make install   the package and its tools in .venv
+# make run       a server with a demonstration sale: make run PORT=8080 DATA=./holdfast-data
+# make test      every test (ARGS="tests/lua -k expire" for some)
+# make bench     the benchmarks     make chaos   the fault tests
+# make lint      ruff, and mypy on the built wheel
+
+PYTHON ?= python3
+VENV := .venv
+TYPES := .venv-types
+# Stamps: a changed pyproject.toml or constraints.txt installs again.
+INSTALLED := $(VENV)/.installed
+TYPES_INSTALLED := $(TYPES)/.installed
+
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo "holdfast needs Python 3.11 or newer, and '$(PYTHON)' is not: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
+# Makes the environment $(1) with the pinned setuptools, which then builds: no build environment is fetched unpinned.
+MAKE_VENV = $(PYTHON) -m venv $(1) || \
+	{ echo "'$(PYTHON)' cannot make a virtual environment: on Debian, apt-get install python3-venv" >&2; exit 1; }; \
+	$(1)/bin/python -m pip install --quiet --constraint constraints.txt setuptools
+
+.PHONY: install run test bench chaos lint format clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	@$(call MAKE_VENV,$(VENV))
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test,lint]'
+	@touch $@
+
+# One plain command, which make runs without a shell: Ctrl-C reaches the server, and its exit status is make's.
+run: $(INSTALLED)
+	@$(VENV)/bin/holdfast serve --demo $(if $(PORT),--port $(PORT)) $(if $(DATA),--data-dir '$(DATA)')
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+bench chaos: $(INSTALLED)
+	@if [ -d tests/$@ ]; then $(VENV)/bin/python -m pytest tests/$@ $(ARGS); \
+	else echo "make $@ comes with a later version: there is no tests/$@ yet"; fi
+
+# Type checkers do not see through the editable install, so they are shown the built wheel, from a folder
+# where our http/ cannot be taken for the standard library's. build/ would carry deleted modules into the wheel.
+lint: $(INSTALLED) $(TYPES_INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@rm -rf build $(TYPES)/wheel
+	@$(TYPES)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(TYPES)/wheel .
+	@rm -rf build
+	@$(TYPES)/bin/python -m pip install --quiet --no-deps --force-reinstall $(TYPES)/wheel/holdfast-*.whl
+	cd $(TYPES) && bin/mypy --config-file ../pyproject.toml --strict -p holdfast.engine -p holdfast.http -p holdfast.lua
+
+$(TYPES_INSTALLED): pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	@$(call MAKE_VENV,$(TYPES))
+	@$(TYPES)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation '.[lint]'
+	@touch $@
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) $(TYPES) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find engine lua http tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,190 @@
+"""Connections to Redis, and noticing when the server behind them is another one than before.
+
+redis-py re-sends a command by itself after a lost connection, and cannot say afterwards whether the first one was sent.
+Here that difference matters (`not_ready` against `outcome_unknown`, and a server that must be checked before it is
+believed), so connections are redis-py's and the few lines around one command are ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import redis.asyncio as redis_asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from holdfast.engine.errors import ConfigurationError
+
+log = logging.getLogger("holdfast.connection")
+
+#: Seconds until a silent server counts as gone; a script holds Redis for about 2 ms, a rewrite of the append-only file
+#: may stall it for a second or two.
+REPLY_TIMEOUT_S = 5.0
+
+#: Seconds to open a connection on a machine that does not answer at all.
+CONNECT_TIMEOUT_S = 2.0
+
+
+class NotSent(Exception):
+    """Redis did not take the command: nothing has happened.
+
+    Parameters
+    ----------
+    passing: trying again in a moment may well succeed; not so when memory or disk is full.
+    """
+
+    def __init__(self, reason: str, passing: bool = True) -> None:
+        super().__init__(reason)
+        self.passing = passing
+
+
+class NoReply(Exception):
+    """The command was sent and its reply never came: it may have happened or not."""
+
+
+class ServerChanged(RedisConnectionError):
+    """A connection reached another server process than the last one did; raised before anything is sent on it."""
+
+
+class Server:
+    """The Redis server of an engine.
+
+    Parameters
+    ----------
+    url: `redis://`, `rediss://` or `unix://`.
+    pool: connections to use instead; for tests on a fake.
+
+    Attributes
+    ----------
+    generation: one more each time that another server process (`run_id`) is met. Whoever knows something of the data
+        compares the generation that he learnt it in.
+    """
+
+    def __init__(self, url: str, pool: redis_asyncio.ConnectionPool | None = None) -> None:
+        self.url = url
+        self.generation = 1
+        self.version = ""
+        self._run_id: str | None = None
+        self._free: list[Any] = []
+        self._busy: set[Any] = set()
+        try:
+            self.pool = pool or redis_asyncio.ConnectionPool.from_url(
+                url,
+                socket_timeout=REPLY_TIMEOUT_S,
+                socket_connect_timeout=CONNECT_TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),
+                redis_connect_func=self._greet,
+                health_check_interval=0,
+            )
+        except ValueError as error:
+            raise ConfigurationError(f"the Redis address is not usable: {error}") from None
+
+    async def _greet(self, connection: Any) -> None:
+        """Asks a new connection which server process it has reached, before anything else is said on it."""
+        await connection.on_connect()
+        await connection.send_command("INFO", "server")
+        info = await connection.read_response()
+        fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        run_id = fields.get("run_id", "")
+        self.version = fields.get("valkey_version") or fields.get("redis_version", "")
+        if self._run_id is None:
+            self._run_id = run_id
+        elif run_id != self._run_id:
+            self._run_id = run_id
+            self.generation += 1
+            log.warning(
+                "redis is another process than before (generation %d): it is checked before it is used", self.generation
+            )
+            raise ServerChanged("redis was restarted or replaced")
+
+    async def call(self, *command: Any) -> Any:
+        """One command on a connection of its own for that time.
+
+        Raises
+        ------
+        NotSent: Redis could not be reached, or refuses commands for now.
+        NoReply: the connection was lost with the command under way.
+        redis.exceptions.ResponseError: Redis answered with an error.
+        """
+        connection = self._free.pop() if self._free else self.pool.make_connection()  # type: ignore[no-untyped-call]
+        self._busy.add(connection)
+        try:
+            try:
+                await connection.connect()
+            except (TimeoutError, RedisError, OSError) as error:
+                await self._discard(connection)
+                raise NotSent(f"Redis cannot be reached ({type(error).__name__})") from error
+            try:
+                await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+                reply = await connection.read_response()
+            except (BusyLoadingError, ReadOnlyError) as error:
+                raise NotSent(f"Redis answers: {error}") from error
+            except ResponseError:
+                raise
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                await self._discard(connection)
+                raise NoReply("the connection to Redis was lost") from error
+            except BaseException:
+                # A cancelled caller must not leave its reply for the next one.
+                await self._discard(connection)
+                raise
+            return reply
+        finally:
+            self._busy.discard(connection)
+            if connection.is_connected:
+                self._free.append(connection)
+
+    async def _discard(self, connection: Any) -> None:
+        # What broke one connection most likely broke those that idle beside it.
+        idle, self._free = self._free, []
+        for each in (connection, *idle):
+            await each.disconnect(nowait=True)
+
+    async def pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Several reads in one round trip; a reply that is an error is returned in its place.
+
+        Raises
+        ------
+        NotSent: Redis could not be reached, or the connection was lost: for reads that is the same.
+        """
+        client = self.client()
+        try:
+            pipe = client.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            replies: list[Any] = await pipe.execute(raise_on_error=False)
+            return replies
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise NotSent(f"Redis cannot be reached ({type(error).__name__})") from error
+        finally:
+            await client.aclose()
+
+    def client(self) -> redis_asyncio.Redis:
+        """A redis-py client over the same connections, for what is not a script."""
+        return redis_asyncio.Redis(connection_pool=self.pool)
+
+    async def check_policy(self) -> None:
+        """Refuses a server that would throw stock away when memory is short.
+
+        Raises
+        ------
+        ConfigurationError: `maxmemory-policy` is something else than `noeviction`.
+        """
+        info = await self.call("INFO", "memory")
+        fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        policy = fields.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            raise ConfigurationError(
+                f"Redis evicts keys when memory is full ({policy}): set maxmemory-policy to noeviction, or it is lost"
+            )
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        for connection in (*self._free, *self._busy):
+            await connection.disconnect(nowait=True)
+        self._free = []
+        await self.pool.disconnect()

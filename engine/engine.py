@@ -1,0 +1,715 @@
+"""`Engine`, the face of the library: checks what callers say, sends it to the slot, turns answers into values."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import redis.asyncio as redis_asyncio
+
+from holdfast.engine import checks
+from holdfast.engine.background import Background
+from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.embedded import EmbeddedRedis
+from holdfast.engine.errors import (
+    AllHeld,
+    AlreadyCancelled,
+    AlreadyPurchased,
+    CapacityInUse,
+    Closed,
+    ConfigurationError,
+    HoldfastError,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    LimitReached,
+    NotReady,
+    NotYetOpen,
+    NotYourTicket,
+    PaymentDeclined,
+    SaleExists,
+    SoldOut,
+    TicketExpired,
+    UnknownSale,
+    UnknownTicket,
+)
+from holdfast.engine.expirations import expirations
+from holdfast.engine.identity import random_id, split_ticket
+from holdfast.engine.leases import Leases
+from holdfast.engine.limits import HOLD_MS_DEFAULT
+from holdfast.engine.listener import Listener
+from holdfast.engine.outcomes import Outcome
+from holdfast.engine.records import Definition, Record
+from holdfast.engine.recovery import Recovery, RecoveryReport
+from holdfast.engine.retention import Retention
+from holdfast.engine.scripts import Answer, Refused, Scripts
+from holdfast.engine.secret import Keeper, establish
+from holdfast.engine.slots import Slot, Slots
+from holdfast.engine.snapshot import Snapshot
+from holdfast.engine.store import StoredSale, StoreError, TicketQuery, open_store
+from holdfast.engine.sweeper import Sweeper
+from holdfast.engine.values import Expiration, ItemSpec, Line, Page, Readiness, Sale, Status, Ticket
+
+log = logging.getLogger("holdfast.engine")
+
+T = TypeVar("T")
+
+#: Milliseconds for which an ended ticket stays in Redis, and a keyed call is answered without asking the store (a day).
+RETENTION_MS_DEFAULT = 24 * 3600 * 1000
+
+#: Milliseconds between two snapshots: what a loss of Redis can cost at the weakest durability.
+SNAPSHOT_MS_DEFAULT = 1000
+
+#: Where an engine without an address keeps its Redis, its store and its secret.
+DATA_DIR_DEFAULT = Path("holdfast-data")
+
+#: Rounds in which an amendment is merged anew because another one came first.
+AMEND_ROUNDS = 20
+
+#: Rounds in which a reservation sweeps for units that are due: each clears 500 holds, so a million drain on the way.
+SWEEP_ROUNDS = 2_500
+
+#: Sales of one page of the registry when all are walked through.
+SALES_STEP = 500
+
+
+class Engine:
+    """Reserves, confirms and cancels units of sales in Redis, and keeps what happened in a store.
+
+    Made by `Engine.connect`, used as an async context manager. All methods may be called concurrently; calls on
+    the same sale are coalesced into one script call. Refusals are the exceptions of `holdfast.engine.errors`.
+
+    Attributes
+    ----------
+    embedded: the private Redis, None when an address was given.
+    """
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        store: str | None = None,
+        data_dir: str | Path | None = None,
+        secret: str | bytes | None = None,
+        redis_server: str | None = None,
+        sweep: bool = True,
+        listen: bool = True,
+        snapshot_ms: int | None = SNAPSHOT_MS_DEFAULT,
+        retention_ms: int = RETENTION_MS_DEFAULT,
+        recover: bool = False,
+    ) -> Self:
+        """An engine that is not started yet: `async with Engine.connect(...) as engine`.
+
+        Parameters
+        ----------
+        url: of Redis; None starts a private one in `data_dir`.
+        store: `sqlite:///PATH`; None is `holdfast.db` in `data_dir`.
+        data_dir: None is `./holdfast-data`; used only where `url` or `store` is not given.
+        secret: 16 characters at least, keys every hash; None is one made on the first start and kept.
+        redis_server: path of the server to start; None takes the newest there is.
+        sweep: expire holds from here. listen: also when Redis announces them.
+        snapshot_ms: milliseconds between snapshots; None takes none (`snapshot()` still does).
+        retention_ms: milliseconds for which ended tickets stay in Redis.
+        recover: rebuild what Redis has lost before the start is over.
+        """
+        engine = cls()
+        data = Path(data_dir) if data_dir is not None else DATA_DIR_DEFAULT
+        engine._url = url
+        engine._data_dir = data
+        engine._store_url = store
+        engine._secret = secret
+        engine.embedded = EmbeddedRedis(data, redis_server=redis_server) if url is None else None
+        engine._roles = {"sweep": sweep, "listen": listen}
+        engine._snapshot_ms = snapshot_ms
+        engine._retention_ms = retention_ms
+        engine._recover_at_start = recover
+        return engine
+
+    _url: str | None
+    _data_dir: Path
+    _store_url: str | None
+    _secret: str | bytes | None
+    _roles: Mapping[str, bool]
+    _snapshot_ms: int | None
+    _retention_ms: int
+    _recover_at_start: bool
+    embedded: EmbeddedRedis | None = None
+    #: For tests: connections to a fake, and includes to replace in the scripts.
+    _pool: redis_asyncio.ConnectionPool | None = None
+    _replaced: Mapping[str, str] | None = None
+
+    async def start(self) -> None:
+        """Connects to Redis and the store and begins to sweep, listen and snapshot.
+
+        Raises
+        ------
+        ConfigurationError: it cannot run like this; the sentence says what to do.
+        """
+        self._background = Background()
+        try:
+            if self.embedded is not None:
+                self._url = await self.embedded.start()
+            await self._open_store()
+            self._server = Server(self._url or "", self._pool)
+            try:
+                await self._server.check_policy()
+            except (NotSent, NoReply) as error:
+                raise ConfigurationError(f"{error}: is the address right, and is it up?") from error
+            self._keeper = Keeper(self._store, self._data_dir if self.embedded is not None else None)
+            self._identity = await establish(self._secret, self._keeper, self._store)
+            self._scripts = Scripts(self._server, self._replaced)
+            self._leases = Leases(self._server, self._scripts)
+            self._slots = Slots(self._server, self._scripts, self._store, self._leases)
+            self._snapshot = Snapshot(self._server, self._store, self._slots)
+            self._retention = Retention(self._server, self._scripts, self._store, self._retention_ms)
+            self._sweeper = Sweeper(self._server, self._scripts, self._store, self._slots)
+            self._recovery = Recovery(
+                self._server, self._scripts, self._store, self._slots, self._leases, self._retention_ms
+            )
+            self._listener = Listener(self._server, self._heard)
+            if self._recover_at_start:
+                await self._recover_lost()
+            self._begin()
+        except StoreError as error:
+            await self.close()
+            raise ConfigurationError(str(error)) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open_store(self) -> None:
+        if self._store_url is None:
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = open_store(self._store_url or f"sqlite:///{self._data_dir / 'holdfast.db'}")
+        await store.open()
+        self._store = store
+
+    def _begin(self) -> None:
+        background = self._background
+        if self._roles["sweep"]:
+            background.repeat("sweeper", self._sweeper.run, self._sweeper.pause)
+        if self._roles["listen"]:
+            background.start("listener", self._listener.run())
+        if self._snapshot_ms is not None:
+            seconds = self._snapshot_ms / 1000
+            background.repeat("snapshot", self._snapshot.run, lambda: asyncio.sleep(seconds))
+            background.repeat("retention", self._retention.run, lambda: asyncio.sleep(max(1.0, seconds)))
+        if self.embedded is not None:
+            background.start("redis", self.embedded.keep_alive())
+
+    async def close(self) -> None:
+        """Finishes what is under way, takes a last snapshot, and stops the private Redis."""
+        await self._background.stop()
+        if hasattr(self, "_slots"):
+            await self._slots.drained()
+            await self._leases.drained()
+        if self._snapshot_ms is not None and hasattr(self, "_snapshot"):
+            try:
+                await self._snapshot.run()
+            except (NotSent, NoReply, StoreError) as error:
+                log.error("no last snapshot: %s; what is missing is copied after the next start", error)
+        if hasattr(self, "_server"):
+            await self._server.close()
+        if hasattr(self, "_store"):
+            await self._store.close()
+        if self.embedded is not None:
+            await self.embedded.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _heard(self, ticket: str) -> None:
+        self._sweeper.wake()
+        self._background.wake_listeners()
+
+    # -- sales -----------------------------------------------------------------------------------------------------
+
+    async def create_sale(
+        self,
+        sale: str | None = None,
+        *,
+        name: str,
+        capacity: int | None = None,
+        items: Sequence[ItemSpec] | None = None,
+        hold_ms: int = HOLD_MS_DEFAULT,
+        max_per_buyer: int | None = None,
+        opens_at: int | None = None,
+        closes_at: int | None = None,
+    ) -> Sale:
+        """Puts something on sale. The same call again returns the sale as it stands now, with `created` False.
+
+        Parameters
+        ----------
+        sale: its id; None has one made.
+        capacity: units of its only item, `general`; or `items`, not both.
+        hold_ms: how long tickets keep their units, milliseconds.
+        max_per_buyer: units that one buyer may hold and have bought together.
+        opens_at, closes_at: Unix milliseconds; None is open-ended.
+
+        Raises
+        ------
+        InvalidRequest: a value that can never be right.
+        SaleExists: the id belongs to a sale that was described otherwise.
+        NotReady: Redis or the store does not answer; repeat the call.
+        """
+        id = random_id().lower().replace("_", "0").replace("-", "0") if sale is None else sale
+        draft = checks.definition(id, name, capacity, items, hold_ms, max_per_buyer, opens_at, closes_at)
+        origin = hashlib.blake2b(draft.json().encode(), digest_size=16).hexdigest()
+        definition = Definition.from_json(json.dumps(json.loads(draft.json()) | {"origin": origin}))
+        stored = await self._stored(self._store.begin_sale(definition))
+        if stored.known.origin != origin:
+            raise SaleExists(id)
+        if stored.definition is not None:
+            return await self.sale(id)
+        slot = await self._slots.get(id)  # creates what is registered and not yet in Redis
+        self._sweeper.wake()
+        known, counts, sequence = await self._slots.counts(slot)
+        return known.sale(counts, sequence, created=True)
+
+    async def amend_sale(self, sale: str, changes: Mapping[str, object]) -> Sale:
+        """Changes a sale while it sells, by JSON merge patch: what is absent stays, None removes a limit or an instant.
+
+        Parameters
+        ----------
+        changes: `name`, `hold_ms` (for new tickets), `max_per_buyer`, `opens_at`, `closes_at`, `capacity` (sales of
+            one item), `items` (merged by sku, never removed; a new one needs its capacity).
+
+        Raises
+        ------
+        InvalidRequest, UnknownSale, NotReady.
+        CapacityInUse: less capacity than is held and sold.
+        """
+        slot = await self._slots.get(sale)
+        for _ in range(AMEND_ROUNDS):
+            known, counts, sequence = await self._slots.counts(slot)
+            wanted = checks.amended(known, changes)
+            if wanted == known:
+                return known.sale(counts, sequence)
+            wanted = Definition.from_json(json.dumps(json.loads(wanted.json()) | {"version": known.version + 1}))
+            await self._stored(self._store.begin_amendment(wanted))
+            outcome, item, in_use = await self._slots.run(slot, self._amend(slot, known.version, wanted))
+            if outcome in (Outcome.OK, Outcome.REPLAYED):
+                await self._stored(self._store.settle(sale, wanted))
+                return await self.sale(sale)
+            if outcome is Outcome.CAPACITY_IN_USE:
+                await self._stored(self._store.settle(sale, None))
+                raise CapacityInUse(wanted.items[item - 1].sku, in_use)
+            if outcome is Outcome.SWEEP_FIRST:
+                await self._sweeper.sweep(slot.name)
+        raise NotReady(f"'{sale}' is amended by too many at once")
+
+    def _amend(
+        self, slot: Slot, version: int, wanted: Definition
+    ) -> Callable[[str], Awaitable[tuple[Outcome, int, int]]]:
+        return lambda floor: self._scripts.amend(
+            slot.keys, floor, version, wanted.json(), wanted.rules(), wanted.capacities()
+        )
+
+    async def sale(self, sale: str) -> Sale:
+        """The sale with its counters.
+
+        Raises
+        ------
+        UnknownSale, NotReady.
+        """
+        slot = await self._slots.get(sale)
+        definition, counts, sequence = await self._slots.counts(slot)
+        return definition.sale(counts, sequence)
+
+    async def sales(self, *, limit: int = 100, cursor: str | None = None) -> Page[Sale]:
+        """Sales in the order of their ids.
+
+        Parameters
+        ----------
+        limit: rows, 1 to `limits.PAGE_MAX`. cursor: `next` of the page before.
+        """
+        checks.page_limit(limit)
+        (after,) = _position(cursor, str) or ("",)
+        rows = await self._stored(self._store.sales(str(after), limit + 1))
+        items = await asyncio.gather(*(self.sale(row.id) for row in rows[:limit]))
+        return Page(tuple(items), _cursor(rows[limit - 1].id) if len(rows) > limit else None)
+
+    # -- tickets ---------------------------------------------------------------------------------------------------
+
+    async def reserve(
+        self,
+        sale: str,
+        *,
+        buyer: str,
+        quantity: int | None = None,
+        lines: Mapping[str, int] | Sequence[Line] | None = None,
+        key: str | None = None,
+    ) -> Ticket:
+        """Holds units for a buyer until the sale's hold time is over. All lines or nothing.
+
+        Parameters
+        ----------
+        quantity: units, in a sale of one item; or `lines`, units by sku.
+        key: names this operation: the same key again gives the same ticket, `replayed`.
+
+        Raises
+        ------
+        InvalidRequest, UnknownSale, IdempotencyKeyReused, NotYetOpen, Closed, LimitReached, SoldOut, AllHeld.
+        Overloaded, NotReady: nothing was done. OutcomeUnknown: repeat it with the same key.
+        """
+        who = self._identity.buyer(checks.buyer(buyer))
+        checks.key(key)
+        slot = self._slots.known(sale) or await self._slots.get(sale)
+        packed = await self._lines(slot, quantity, lines)
+        id = self._identity.ticket(sale, who, key) if key is not None else random_id()
+        flag = "n" if key is None else "k"
+        for _ in range(SWEEP_ROUNDS):
+            answer, expires_at = await slot.reserves.submit(f"{flag}{id}{who}{packed}")
+            outcome = answer.outcome
+            if outcome is Outcome.OK:
+                reserved_at = answer.now
+                return Record(id, Status.RESERVED, packed, reserved_at, expires_at, who).ticket(
+                    slot.name, slot.definition, answer.now
+                )
+            if outcome is Outcome.CHECK_STORE:
+                stored = await self._stored(self._store.ticket(slot.name, id))
+                if stored is not None:
+                    if stored.lines != packed:
+                        raise IdempotencyKeyReused
+                    return stored.ticket(slot.name, slot.definition, answer.now, replayed=True)
+                flag = "s"
+            elif outcome is Outcome.SWEEP_FIRST:
+                await self._sweeper.sweep(slot.name)
+            else:
+                return self._reserve_refused(slot, id, answer)
+        raise NotReady(f"too many holds of '{sale}' run out at once")
+
+    async def _lines(self, slot: Slot, quantity: int | None, lines: Mapping[str, int] | Sequence[Line] | None) -> str:
+        try:
+            return checks.lines(slot.definition, slot.item_of, quantity, lines)
+        except checks.UnknownSku:
+            # Another process may have added an item a moment ago: read the sale once more before saying so.
+            await self._slots.counts(slot)
+            return checks.lines(slot.definition, slot.item_of, quantity, lines)
+
+    def _reserve_refused(self, slot: Slot, id: str, answer: Answer) -> Ticket:
+        match answer.outcome:
+            case Outcome.REPLAYED:
+                return self._replayed(slot, id, answer)
+            case Outcome.IDEMPOTENCY_KEY_REUSED:
+                raise IdempotencyKeyReused
+            case Outcome.NOT_YET_OPEN:
+                (opens_at,) = answer.numbers()
+                raise NotYetOpen(opens_at, max(1, opens_at - answer.now))
+            case Outcome.CLOSED:
+                raise Closed
+            case Outcome.LIMIT_REACHED:
+                item, remaining = answer.numbers()
+                raise LimitReached(remaining, slot.definition.items[item - 1].sku if item else None)
+            case Outcome.SOLD_OUT:
+                item, available = answer.numbers()
+                raise SoldOut(slot.definition.items[item - 1].sku, available)
+            case Outcome.ALL_HELD:
+                item, available, deadline = answer.numbers()
+                raise AllHeld(slot.definition.items[item - 1].sku, available, max(1, deadline - answer.now))
+            case Outcome.UNKNOWN_ITEM:
+                raise NotReady(f"'{slot.name}' in Redis lacks an item that this process knows")
+        raise AssertionError(f"reserve answered {answer.outcome}")
+
+    def _replayed(self, slot: Slot, id: str, answer: Answer) -> Ticket:
+        return Record.parse(id, answer.text).ticket(slot.name, slot.definition, answer.now, replayed=True)
+
+    async def confirm(
+        self, ticket: str, *, buyer: str, reference: str | None = None, key: str | None = None, declined: bool = False
+    ) -> Ticket:
+        """Pays for a reserved ticket: it becomes purchased, for good.
+
+        Parameters
+        ----------
+        reference: what the payment is called elsewhere, kept with the purchase.
+        key: names this operation: the same key again gives the same purchase, `replayed`.
+        declined: rehearse a declined payment; the ticket stays as it is.
+
+        Raises
+        ------
+        InvalidRequest, UnknownTicket, NotYourTicket, AlreadyPurchased, AlreadyCancelled, TicketExpired,
+        PaymentDeclined, IdempotencyKeyReused.
+        Overloaded, NotReady: nothing was done. OutcomeUnknown: repeat it with the same key.
+        """
+        who = self._identity.buyer(checks.buyer(buyer))
+        paid_as = checks.reference(reference)
+        slot, id = await self._locate(ticket)
+        operation = self._operation("confirm", ticket, checks.key(key))
+        answer = await slot.confirms.submit(f"{'d' if declined else 'a'}{id}{who}{operation}{paid_as}")
+        if answer.outcome is Outcome.UNKNOWN_TICKET:
+            record = await self._left_redis(slot, id)
+            if record.buyer != who:
+                raise NotYourTicket
+            if record.status is Status.PURCHASED and record.operation == operation:
+                if record.reference != paid_as or declined:
+                    raise IdempotencyKeyReused
+                return record.ticket(slot.name, slot.definition, answer.now, replayed=True)
+            raise self._ended(slot, record, answer.now)
+        return self._ticket_or_refusal(slot, id, answer)
+
+    async def cancel(self, ticket: str, *, buyer: str, key: str | None = None) -> Ticket:
+        """Gives a reserved ticket's units back. Cancelling again returns the cancelled ticket, `replayed`.
+
+        Raises
+        ------
+        InvalidRequest, UnknownTicket, NotYourTicket, AlreadyPurchased, TicketExpired.
+        Overloaded, NotReady: nothing was done. OutcomeUnknown: repeat it.
+        """
+        who = self._identity.buyer(checks.buyer(buyer))
+        slot, id = await self._locate(ticket)
+        operation = self._operation("cancel", ticket, checks.key(key))
+        answer = await slot.cancels.submit(f"{id}{who}{operation}")
+        if answer.outcome is Outcome.UNKNOWN_TICKET:
+            record = await self._left_redis(slot, id)
+            if record.buyer != who:
+                raise NotYourTicket
+            if record.status is Status.CANCELLED:
+                return record.ticket(slot.name, slot.definition, answer.now, replayed=True)
+            raise self._ended(slot, record, answer.now)
+        return self._ticket_or_refusal(slot, id, answer)
+
+    async def ticket(self, ticket: str) -> Ticket:
+        """The ticket as it stands.
+
+        Raises
+        ------
+        UnknownTicket, NotReady.
+        """
+        slot, id = await self._locate(ticket)
+        now, record = await slot.reads.submit(id)
+        if record is None:
+            record = await self._left_redis(slot, id)
+        return record.ticket(slot.name, slot.definition, now)
+
+    async def tickets(
+        self,
+        sale: str,
+        *,
+        buyer: str | None = None,
+        status: Status | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[Ticket]:
+        """Tickets of a sale, oldest first: of one buyer, or all.
+
+        Parameters
+        ----------
+        status: only these. limit: rows, 1 to `limits.PAGE_MAX`. cursor: `next` of the page before.
+
+        Raises
+        ------
+        InvalidRequest, UnknownSale, NotReady.
+        """
+        checks.page_limit(limit)
+        position = _position(cursor, int, str) or (0, "")
+        slot = await self._slots.get(sale)
+        after = (int(position[0]), str(position[1]))
+        if buyer is None:
+            # The store has every ticket once it has caught up with the ledger, expiries included.
+            await self._sweeper.sweep(slot.name)
+            await self._stored(self._redis(self._snapshot.run()))
+            return await self._page(slot, TicketQuery(slot.name, limit + 1, None, status, after), {}, limit)
+        who = self._identity.buyer(checks.buyer(buyer))
+        _, live = await self._slots.run(slot, lambda floor: self._scripts.mine(slot.keys, floor, who))
+        fresh = {record.id: record for record in live if (record.reserved_at, record.id) > after}
+        return await self._page(slot, TicketQuery(slot.name, limit + 1, who, None, after), fresh, limit, status)
+
+    async def _page(
+        self, slot: Slot, query: TicketQuery, live: Mapping[str, Record], limit: int, status: Status | None = None
+    ) -> Page[Ticket]:
+        """Tickets of the store, overlaid with what Redis says of them now, and those that only Redis has so far."""
+        stored = {record.id: record for record in await self._stored(self._store.tickets(query))}
+        # A full page of the store ends somewhere, and what Redis has beyond that belongs to the next one.
+        merged = sorted((stored | dict(live)).values(), key=lambda record: (record.reserved_at, record.id))
+        rows = merged[:limit]
+        reads = await asyncio.gather(*(slot.reads.submit(record.id) for record in rows))
+        now = max((now for now, _ in reads), default=0)
+        tickets = [
+            (fresh or record).ticket(slot.name, slot.definition, now)
+            for record, (_, fresh) in zip(rows, reads, strict=True)
+        ]
+        wanted = query.status or status
+        last = _cursor(rows[-1].reserved_at, rows[-1].id) if len(merged) > limit else None
+        return Page(tuple(ticket for ticket in tickets if wanted is None or ticket.status == wanted), last)
+
+    async def _locate(self, ticket: str) -> tuple[Slot, str]:
+        parts = split_ticket(ticket)
+        if parts is None:
+            raise UnknownTicket
+        try:
+            return self._slots.known(parts[0]) or await self._slots.get(parts[0]), parts[1]
+        except UnknownSale:
+            raise UnknownTicket from None
+
+    def _operation(self, call: str, ticket: str, key: str | None) -> str:
+        return random_id() if key is None else self._identity.operation(call, ticket, key)
+
+    async def _left_redis(self, slot: Slot, id: str) -> Record:
+        """A ticket that Redis does not have: an old one that the store knows, or none."""
+        record = await self._stored(self._store.ticket(slot.name, id))
+        if record is None:
+            raise UnknownTicket
+        if record.status is Status.RESERVED:
+            raise NotReady(
+                f"Redis has lost tickets of '{slot.name}' that the store knows; run `holdfast recover`", 5000
+            )
+        return record
+
+    def _ended(self, slot: Slot, record: Record, now: int) -> HoldfastError:
+        if record.status is Status.PURCHASED:
+            return AlreadyPurchased(record.ticket(slot.name, slot.definition, now))
+        return AlreadyCancelled() if record.status is Status.CANCELLED else TicketExpired(record.expires_at)
+
+    def _ticket_or_refusal(self, slot: Slot, id: str, answer: Answer) -> Ticket:
+        match answer.outcome:
+            case Outcome.OK:
+                return Record.parse(id, answer.text).ticket(slot.name, slot.definition, answer.now)
+            case Outcome.REPLAYED:
+                return self._replayed(slot, id, answer)
+            case Outcome.NOT_YOUR_TICKET:
+                raise NotYourTicket
+            case Outcome.IDEMPOTENCY_KEY_REUSED:
+                raise IdempotencyKeyReused
+            case Outcome.ALREADY_PURCHASED:
+                raise AlreadyPurchased(Record.parse(id, answer.text).ticket(slot.name, slot.definition, answer.now))
+            case Outcome.ALREADY_CANCELLED:
+                raise AlreadyCancelled
+            case Outcome.TICKET_EXPIRED:
+                raise TicketExpired(*answer.numbers())
+            case Outcome.PAYMENT_DECLINED:
+                raise PaymentDeclined
+        raise AssertionError(f"a ticket's end answered {answer.outcome}")
+
+    # -- identity --------------------------------------------------------------------------------------------------
+
+    def buyer_hash(self, buyer: str) -> str:
+        """The only form of a buyer that is kept, as in `Ticket.buyer`."""
+        return self._identity.buyer(checks.buyer(buyer))
+
+    def ticket_id(self, sale: str, *, buyer: str, key: str) -> str:
+        """The id that reserving with this key gives."""
+        return f"{sale}.{self._identity.ticket(sale, self.buyer_hash(buyer), key)}"
+
+    async def kept(self, name: str, make: Callable[[], str]) -> str:
+        """A secret made once and kept beside the engine's own: 0600 in the data directory, or in the store."""
+        return await self._stored(self._keeper.kept(name, make))
+
+    # -- care ------------------------------------------------------------------------------------------------------
+
+    async def readiness(self) -> Readiness:
+        """Whether every sale can be sold now, and if not, why."""
+        try:
+            reasons = list((await self._unready()).values())
+        except HoldfastError as error:
+            reasons = [str(error)]
+        reasons += self._snapshot.alarms
+        return Readiness(not reasons, tuple(reasons))
+
+    async def _unready(self) -> dict[str, str]:
+        reasons: dict[str, str] = {}
+        async for sales in self._registry():
+            reasons |= await self._redis(self._recovery.unready(sales))
+        return reasons
+
+    async def _registry(self) -> AsyncIterator[list[StoredSale]]:
+        after = ""
+        while sales := await self._stored(self._store.sales(after, SALES_STEP)):
+            yield sales
+            after = sales[-1].id
+
+    async def snapshot(self) -> int:
+        """Copies what is new in every ledger into the store now; how many transitions that were.
+
+        Raises
+        ------
+        NotReady: Redis or the store does not answer.
+        """
+        return await self._stored(self._redis(self._snapshot.run()))
+
+    async def recover(self, sales: Sequence[str] | None = None) -> RecoveryReport:
+        """Rebuilds sales in Redis from the union of store and Redis.
+
+        Parameters
+        ----------
+        sales: which; None is every sale that is not ready.
+
+        Raises
+        ------
+        UnknownSale.
+        NotReady: a side does not answer, or another recovery took over; run it again.
+        """
+        names = list(await self._unready()) if sales is None else list(sales)
+        reports = []
+        for name in names:
+            stored = await self._stored(self._store.sale(name))
+            if stored is None:
+                raise UnknownSale(name)
+            try:
+                reports.append(await self._stored(self._redis(self._recovery.recover(stored))))
+            except Refused as error:
+                raise NotReady(f"another recovery of '{name}' has taken over") from error
+        self._snapshot.alarms.clear()
+        return RecoveryReport(tuple(reports))
+
+    async def _recover_lost(self) -> None:
+        for report in (await self.recover()).slots:
+            log.warning("%s", report)
+
+    def expirations(
+        self, *, sale: str | None = None, name: str | None = None, from_start: bool = False
+    ) -> AsyncIterator[Expiration]:
+        """Every ticket whose hold runs out, from now on, in the order of each sale's ledger.
+
+        Exactly once for each iterator; with a `name`, at least once across restarts: a ticket counts as delivered when
+        the next one is asked for. `(slot, epoch, sequence)` tells a repeat.
+
+        Parameters
+        ----------
+        sale: only this one's. name: remembers in the store how far this listener has come.
+        from_start: begin with the oldest there is, where nothing is remembered.
+        """
+        return expirations(self._server, self._store, self._background, sale, name, from_start)
+
+    # -- failures of the two sides, as callers hear them -----------------------------------------------------------
+
+    async def _stored(self, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except StoreError as error:
+            raise NotReady(str(error)) from error
+
+    async def _redis(self, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except (NotSent, NoReply) as error:
+            raise NotReady(str(error)) from error
+
+
+def _cursor(*position: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+
+
+def _position(cursor: str | None, *kinds: type) -> list[Any] | None:
+    if cursor is None:
+        return None
+    try:
+        position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if isinstance(position, list) and [type(part) for part in position] == list(kinds):
+            return position
+    except (binascii.Error, ValueError):
+        pass
+    raise InvalidRequest("/cursor", "is not a cursor that this listing gave")

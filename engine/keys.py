@@ -1,0 +1,62 @@
+"""Every key in Redis, with its data dictionary. No other module spells one.
+
+A sale lives in the slot named by its id, and every key of a slot has the tag `{SLOT}`, so that one Redis Cluster node
+holds them all and one script may touch them all. `docs/keys.md` describes the values.
+
+========================  ======  ====================================================  =====================
+key                       type    holds                                                 lives
+========================  ======  ====================================================  =====================
+`hf:{SLOT}:sale`          hash    definition, rules, counters, epoch, sequence, fence   for good
+`hf:{SLOT}:tickets`       hash    ticket id (without slot) -> packed record             to the retention time
+`hf:{SLOT}:buyers`        hash    buyer hash -> units held and bought, ticket ids       while it has either
+`hf:{SLOT}:deadlines`     zset    ids of the tickets of one reserve call -> expires_at  to the deadline
+`hf:{SLOT}:ledger`        stream  every transition, ids `EPOCH-SEQUENCE`                trimmed below cursor
+`hf:{SLOT}:lease:TICKET`  string  empty; PEXPIREAT is the ticket's `expires_at`         to the deadline
+========================  ======  ====================================================  =====================
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_LEASE = re.compile(r"^hf:\{([^}]+)\}:lease:(.+)$")
+
+#: The pub/sub pattern of Redis' own announcements that a key's TTL has run out, on every database.
+EXPIRED_EVENTS = "__keyevent@*__:expired"
+
+
+@dataclass(frozen=True, slots=True)
+class SlotKeys:
+    """The keys of one slot."""
+
+    sale: str
+    tickets: str
+    buyers: str
+    deadlines: str
+    ledger: str
+    lease_prefix: str
+
+
+def slot_keys(slot: str) -> SlotKeys:
+    """The keys of the slot of this name."""
+    prefix = f"hf:{{{slot}}}:"
+    return SlotKeys(
+        sale=prefix + "sale",
+        tickets=prefix + "tickets",
+        buyers=prefix + "buyers",
+        deadlines=prefix + "deadlines",
+        ledger=prefix + "ledger",
+        lease_prefix=prefix + "lease:",
+    )
+
+
+def lease_ticket(key: str) -> str | None:
+    """The ticket id that a lease key stands for, or None when the key is no lease."""
+    match = _LEASE.match(key)
+    return match[2] if match else None
+
+
+def slot_of_ticket(ticket: str) -> str:
+    """The slot that a ticket id names."""
+    return ticket.rpartition(".")[0]

@@ -1,0 +1,254 @@
+"""The packed forms that Redis holds: ticket records, ledger lines, counters. The counterpart of `lua/includes/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.engine.values import Item, Line, Sale, Status, Ticket
+
+#: The letter of each status in records and ledger lines.
+LETTERS = {"r": Status.RESERVED, "p": Status.PURCHASED, "c": Status.CANCELLED, "x": Status.EXPIRED}
+LETTER_OF = {status: letter for letter, status in LETTERS.items()}
+
+#: Kinds of ledger lines beside those of tickets: the sale was created, amended or recovered.
+SALE_LINE = "s"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDefinition:
+    """What the operator said of an item."""
+
+    sku: str
+    name: str
+    capacity: int
+    max_per_buyer: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What the operator said of a sale; kept as JSON in Redis, in the store and in the ledger.
+
+    Parameters
+    ----------
+    version: 1 when created, one more with every amendment.
+    origin: digest of the request that created the sale, to know its repeat.
+    """
+
+    id: str
+    name: str
+    items: tuple[ItemDefinition, ...]
+    hold_ms: int
+    max_per_buyer: int | None
+    opens_at: int | None
+    closes_at: int | None
+    version: int
+    origin: str
+
+    def json(self) -> str:
+        """One line, keys in order: equal definitions are equal texts."""
+        body = {
+            "id": self.id,
+            "name": self.name,
+            "items": [
+                {"sku": i.sku, "name": i.name, "capacity": i.capacity, "max_per_buyer": i.max_per_buyer}
+                for i in self.items
+            ],
+            "hold_ms": self.hold_ms,
+            "max_per_buyer": self.max_per_buyer,
+            "opens_at": self.opens_at,
+            "closes_at": self.closes_at,
+            "version": self.version,
+            "origin": self.origin,
+        }
+        return json.dumps(body, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Definition:
+        body: dict[str, Any] = json.loads(text)
+        body["items"] = tuple(ItemDefinition(**item) for item in body["items"])
+        return Definition(**body)
+
+    def rules(self) -> str:
+        """The rules that the scripts read, packed: see `lua/includes/slot.lua`."""
+        numbers = [self.hold_ms, self.max_per_buyer or 0, self.opens_at or 0, self.closes_at or 0]
+        return " ".join(map(str, numbers + [item.max_per_buyer or 0 for item in self.items]))
+
+    def capacities(self) -> str:
+        return " ".join(str(item.capacity) for item in self.items)
+
+    def fresh_counts(self) -> str:
+        """The counters of a sale of which nothing is held or sold."""
+        return " ".join(f"{item.capacity} 0 0" for item in self.items)
+
+    def sale(self, counts: bytes | str, sequence: int, *, created: bool = False) -> Sale:
+        """The sale with its counters as they stood at `sequence`."""
+        numbers = [int(n) for n in counts.split()]
+        items = tuple(
+            Item(item.sku, item.name, item.capacity, item.max_per_buyer, *numbers[3 * at : 3 * at + 3])
+            for at, item in enumerate(self.items)
+        )
+        return Sale(
+            id=self.id,
+            name=self.name,
+            items=items,
+            hold_ms=self.hold_ms,
+            max_per_buyer=self.max_per_buyer,
+            opens_at=self.opens_at,
+            closes_at=self.closes_at,
+            sequence=sequence,
+            created=created,
+        )
+
+    def lines(self, packed: str) -> tuple[Line, ...]:
+        """`1:2,3:1` as lines with skus."""
+        return tuple(
+            Line(self.items[int(item) - 1].sku, int(quantity))
+            for item, _, quantity in (part.partition(":") for part in packed.split(","))
+        )
+
+    def indexes(self) -> dict[str, int]:
+        """The number of each sku, from 1, as packed lines name them."""
+        return {item.sku: at for at, item in enumerate(self.items, start=1)}
+
+
+def pack_lines(lines: Iterable[tuple[int, int]]) -> str:
+    """Lines by item number as one text; the same units always give the same text."""
+    return ",".join(f"{item}:{quantity}" for item, quantity in sorted(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A ticket as Redis and the store keep it, without its sale's definition.
+
+    Parameters
+    ----------
+    id: without the slot.
+    lines: packed, by item number.
+    sequence: number of the transition that ended it; 0 while reserved.
+    operation: what ended it; `-` for expiry.
+    """
+
+    id: str
+    status: Status
+    lines: str
+    reserved_at: int
+    expires_at: int
+    buyer: str
+    ended_at: int | None = None
+    sequence: int = 0
+    operation: str = ""
+    reference: str = ""
+
+    @staticmethod
+    def parse(id: str, packed: str) -> Record:
+        """Reads a record as `lua/includes/tickets.lua` writes it."""
+        parts = packed.split(" ", 8)
+        status = LETTERS[parts[0]]
+        if status is Status.RESERVED:
+            return Record(id, status, parts[1], int(parts[2]), int(parts[3]), parts[4])
+        return Record(
+            id,
+            status,
+            parts[1],
+            int(parts[2]),
+            int(parts[3]),
+            parts[4],
+            int(parts[5]),
+            int(parts[6]),
+            parts[7],
+            parts[8],
+        )
+
+    def pack(self) -> str:
+        """Writes a record as `lua/includes/tickets.lua` reads it."""
+        head = f"{LETTER_OF[self.status]} {self.lines} {self.reserved_at} {self.expires_at} {self.buyer}"
+        if self.status is Status.RESERVED:
+            return head
+        return f"{head} {self.ended_at} {self.sequence} {self.operation} {self.reference}"
+
+    def ticket(self, slot: str, definition: Definition, now: int, *, replayed: bool = False) -> Ticket:
+        """The ticket as callers see it at `now`: a hold that has run out is expired, whether it was swept or not."""
+        status, ended_at = self.status, self.ended_at
+        if status is Status.RESERVED and now >= self.expires_at:
+            status, ended_at = Status.EXPIRED, self.expires_at
+        return Ticket(
+            id=f"{slot}.{self.id}",
+            sale=definition.id,
+            status=status,
+            lines=definition.lines(self.lines),
+            buyer=self.buyer,
+            reserved_at=self.reserved_at,
+            expires_at=self.expires_at,
+            ended_at=ended_at,
+            reference=self.reference or None,
+            as_of=now,
+            replayed=replayed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One line of the ledger.
+
+    Parameters
+    ----------
+    kind: `r`, `p`, `c`, `x` of a ticket, or `s` of the sale itself.
+    ticket: id without the slot; empty for `s`.
+    lines: packed; for `s` the definition as JSON.
+    buyer: of `r`. expires_at: of `r` and `x`. operation, reference: of `p` and `c`.
+    """
+
+    epoch: int
+    sequence: int
+    at: int
+    kind: str
+    ticket: str
+    lines: str
+    buyer: str = ""
+    expires_at: int = 0
+    operation: str = ""
+    reference: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the ledger stream: the transitions of one script call. `sequence` is that of its last line."""
+
+    epoch: int
+    sequence: int
+    at: int
+    text: str
+
+    @property
+    def first(self) -> int:
+        """Sequence of the first line."""
+        return self.sequence - self.text.count("\n")
+
+    @staticmethod
+    def parse(stream_id: bytes, fields: Mapping[bytes, bytes] | Sequence[Any]) -> Entry:
+        epoch, _, sequence = stream_id.partition(b"-")
+        values = fields if isinstance(fields, Mapping) else dict(zip(fields[::2], fields[1::2], strict=True))
+        return Entry(int(epoch), int(sequence), int(values[b"at"]), values[b"d"].decode())
+
+    def transitions(self) -> list[Transition]:
+        """The lines, in order."""
+        return [
+            _transition(self.epoch, sequence, self.at, line)
+            for sequence, line in enumerate(self.text.split("\n"), start=self.first)
+        ]
+
+
+def _transition(epoch: int, sequence: int, at: int, line: str) -> Transition:
+    kind, _, rest = line.partition(" ")
+    if kind == SALE_LINE:
+        return Transition(epoch, sequence, at, kind, "", rest)
+    if kind == "r":
+        ticket, lines, buyer, expires_at = rest.split(" ")
+        return Transition(epoch, sequence, at, kind, ticket, lines, buyer, int(expires_at))
+    ticket, lines, operation, reference = rest.split(" ", 3)
+    if kind == "x":
+        return Transition(epoch, sequence, at, kind, ticket, lines, expires_at=int(reference), operation=operation)
+    return Transition(epoch, sequence, at, kind, ticket, lines, operation=operation, reference=reference)

@@ -1,0 +1,72 @@
+"""Ended tickets leave Redis, so that it does not grow for ever; the store answers for them from then on."""
+
+from __future__ import annotations
+
+import logging
+
+from holdfast.engine.connection import Server
+from holdfast.engine.keys import slot_keys
+from holdfast.engine.limits import BATCH_MAX
+from holdfast.engine.records import Entry
+from holdfast.engine.scripts import Refused, Scripts
+from holdfast.engine.store import Store
+
+log = logging.getLogger("holdfast.retention")
+
+#: Ledger entries looked at in one step.
+ENTRIES_STEP = 100
+
+
+class Retention:
+    """Drops tickets that ended at least `retention_ms` ago and that the store has.
+
+    Parameters
+    ----------
+    retention_ms: also the time for which a call may be repeated with its key without asking the store.
+    """
+
+    def __init__(self, server: Server, scripts: Scripts, store: Store, retention_ms: int) -> None:
+        self._server = server
+        self._scripts = scripts
+        self._store = store
+        self._retention_ms = retention_ms
+        #: Per slot, when there may be something to drop again, Unix milliseconds.
+        self._not_before: dict[str, int] = {}
+
+    async def run(self) -> int:
+        """Drops what may go now; how many tickets left.
+
+        Raises
+        ------
+        StoreError, NotSent, NoReply: a side does not answer; the rest goes next time.
+        """
+        seconds, _ = await self._server.call("TIME")
+        horizon = int(seconds) * 1000 - self._retention_ms
+        dropped = 0
+        for name, progress in (await self._store.cursors()).items():
+            if progress.dropped < progress.cursor.sequence and horizon >= self._not_before.get(name, 0):
+                try:
+                    dropped += await self._drop(name, progress.dropped, progress.cursor.floor, horizon)
+                except Refused:
+                    continue  # being rebuilt, or behind: nothing may leave
+        return dropped
+
+    async def _drop(self, name: str, after: int, floor: str, horizon: int) -> int:
+        keys, dropped = slot_keys(name), 0
+        cursor = int(floor.partition("-")[2])
+        while True:
+            entries = await self._store.ledger(name, after, ENTRIES_STEP)
+            due = [entry for entry in entries if entry.at <= horizon]
+            ids = _ended(due)
+            for at in range(0, len(ids), BATCH_MAX):
+                dropped += await self._scripts.drop(keys, floor, cursor, horizon, ids[at : at + BATCH_MAX])
+            if due:
+                after = due[-1].sequence
+                await self._store.set_dropped(name, after)
+            if len(due) < ENTRIES_STEP:
+                self._not_before[name] = entries[len(due)].at if len(due) < len(entries) else 0
+                return dropped
+
+
+def _ended(entries: list[Entry]) -> list[str]:
+    return [t.ticket for entry in entries for t in entry.transitions() if t.kind in "pcx"]

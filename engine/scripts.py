@@ -1,0 +1,194 @@
+"""One typed call per script. The only module that talks to scripts; raw replies do not leave it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import NoScriptError, ResponseError
+
+from holdfast import lua
+from holdfast.engine.connection import NotSent, Server
+from holdfast.engine.keys import SlotKeys
+from holdfast.engine.outcomes import Outcome
+from holdfast.engine.records import Record
+
+#: The words with which Redis refuses before anything is done, and whether that passes by itself: a full memory or disk
+#: does not, a server that loads, a replica or a cluster on the move does.
+_REFUSALS = {
+    "OOM": False,
+    "MISCONF": False,
+    "READONLY": True,
+    "MASTERDOWN": True,
+    "NOREPLICAS": True,
+    "CLUSTERDOWN": True,
+    "TRYAGAIN": True,
+    "BUSY": True,
+    "LOADING": True,
+}
+
+
+class Refused(Exception):
+    """The whole call was refused for its slot: `outcome` is missing, fenced or behind."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a script said to one entry.
+
+    Parameters
+    ----------
+    outcome: see `Outcome`.
+    text: what follows it: a packed record, or numbers.
+    now: the server's clock in that call.
+    """
+
+    outcome: Outcome
+    text: str
+    now: int
+
+    def numbers(self) -> list[int]:
+        return [int(number) for number in self.text.split(" ")]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The reply to a batch of reservations; `expires_at` holds for every entry that was met."""
+
+    now: int
+    expires_at: int
+    answers: list[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one call of expire did; `deadline` is the next one, or None."""
+
+    now: int
+    sequence: int
+    expired: int
+    more_due: bool
+    deadline: int | None
+
+
+def _answer(raw: bytes, now: int) -> Answer:
+    outcome, _, text = raw.decode().partition(" ")
+    return Answer(Outcome(outcome), text, now)
+
+
+class Scripts:
+    """The scripts on one server.
+
+    Parameters
+    ----------
+    replaced: includes to put in place of the packaged ones, for tests that move time.
+    """
+
+    def __init__(self, server: Server, replaced: Mapping[str, str] | None = None) -> None:
+        self._server = server
+        self._texts = {name: lua.load(name, replaced) for name in lua.SCRIPTS}
+        self._shas = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._texts.items()}
+
+    async def _run(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:
+        """Runs a script; a server that does not know it gets it first (and every script checks the slot's floor).
+
+        Raises
+        ------
+        NotSent, NoReply: as `Server.call`.
+        """
+        try:
+            try:
+                reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
+            except NoScriptError:
+                await self._server.call("SCRIPT", "LOAD", self._texts[name])
+                reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
+        except ResponseError as error:
+            # Older servers wrap an error inside a script: "ERR Error running script ...: @user_script: ...: OOM ...".
+            for word in f"{type(error).__name__} {error}".replace("OutOfMemoryError", "OOM").split():
+                if word.lstrip("-") in _REFUSALS:
+                    raise NotSent(f"Redis refuses ({word})", passing=_REFUSALS[word.lstrip("-")]) from error
+            raise
+        return reply if isinstance(reply, list) else [reply]
+
+    async def _run_slot(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:
+        reply = await self._run(name, keys, *args)
+        outcome = Outcome(reply[0].decode())
+        if outcome in (Outcome.MISSING, Outcome.FENCED, Outcome.BEHIND):
+            raise Refused(outcome)
+        return reply
+
+    async def create(self, keys: SlotKeys, definition: str, origin: str, rules: str, counts: str) -> Outcome:
+        reply = await self._run_slot("create", (keys.sale, keys.ledger), definition, origin, rules, counts)
+        return Outcome(reply[0].decode())
+
+    async def amend(
+        self, keys: SlotKeys, floor: str, version: int, definition: str, rules: str, capacities: str
+    ) -> tuple[Outcome, int, int]:
+        """The outcome, and for `capacity_in_use` the item's number and its units in use."""
+        reply = await self._run_slot("amend", _all(keys), floor, str(version), definition, rules, capacities)
+        item, in_use = reply[1:3] if len(reply) > 1 else (0, 0)
+        return Outcome(reply[0].decode()), item, in_use
+
+    async def reserve(self, keys: SlotKeys, floor: str, entries: Sequence[str]) -> Reserved:
+        reply = await self._run_slot("reserve", _all(keys), floor, *entries)
+        now = reply[1]
+        return Reserved(now, reply[2], [_answer(raw, now) for raw in reply[5:]])
+
+    async def confirm(self, keys: SlotKeys, floor: str, entries: Sequence[str]) -> list[Answer]:
+        reply = await self._run_slot("confirm", _all(keys), floor, *entries)
+        return [_answer(raw, reply[1]) for raw in reply[4:]]
+
+    async def cancel(self, keys: SlotKeys, floor: str, entries: Sequence[str]) -> list[Answer]:
+        reply = await self._run_slot("cancel", _all(keys), floor, *entries)
+        return [_answer(raw, reply[1]) for raw in reply[4:]]
+
+    async def expire(self, keys: SlotKeys, floor: str) -> Swept:
+        _, now, _, sequence, expired, more_due, deadline = await self._run_slot("expire", _all(keys), floor)
+        return Swept(now, sequence, expired, bool(more_due), None if deadline < 0 else deadline)
+
+    async def read(self, keys: SlotKeys, floor: str, ids: Sequence[str]) -> tuple[int, list[Record | None]]:
+        """The server's clock, and the records in the order asked for."""
+        reply = await self._run_slot("read", (keys.sale, keys.tickets), floor, *ids)
+        records = [raw and Record.parse(id, raw.decode()) for id, raw in zip(ids, reply[2:], strict=True)]
+        return reply[1], records
+
+    async def mine(self, keys: SlotKeys, floor: str, buyer: str) -> tuple[int, list[Record]]:
+        """The server's clock, and the buyer's newest tickets, oldest first."""
+        reply = await self._run_slot("mine", (keys.sale, keys.tickets, keys.buyers), floor, buyer)
+        pairs = zip(reply[2::2], reply[3::2], strict=True)
+        return reply[1], [Record.parse(id.decode(), raw.decode()) for id, raw in pairs]
+
+    async def drop(self, keys: SlotKeys, floor: str, cursor: int, before: int, ids: Sequence[str]) -> int:
+        """How many of the tickets left."""
+        names = (keys.sale, keys.tickets, keys.buyers)
+        reply = await self._run_slot("drop", names, floor, str(cursor), str(before), *ids)
+        return int(reply[1])
+
+    async def lease(self, leases: Sequence[str], deadline: int) -> None:
+        await self._run("lease", leases, str(deadline))
+
+    async def fence(self, keys: SlotKeys, token: str) -> tuple[int, int]:
+        """Epoch and sequence that the slot stands at; 0 and 0 where it has none."""
+        _, epoch, sequence = await self._run("fence", (keys.sale,), token)
+        return int(epoch or 0), int(sequence or 0)
+
+    async def clear(self, keys: SlotKeys, token: str) -> None:
+        await self._run_slot("clear", _all(keys), token)
+
+    async def restore(self, keys: SlotKeys, token: str, part: str, values: Sequence[str]) -> None:
+        names = (keys.sale, keys.tickets, keys.buyers, keys.deadlines)
+        await self._run_slot("restore", names, token, part, *values)
+
+    async def unfence(self, keys: SlotKeys, token: str, *fields: str) -> None:
+        """`fields`: epoch, sequence, definition, origin, version, rules, counts, dropped."""
+        await self._run_slot("unfence", (keys.sale, keys.ledger), token, *fields)
+
+
+def _all(keys: SlotKeys) -> tuple[str, ...]:
+    return keys.sale, keys.tickets, keys.buyers, keys.deadlines, keys.ledger

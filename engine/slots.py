@@ -1,0 +1,261 @@
+"""What this process knows of each slot, and how a call gets there: checked, coalesced, sent again when Redis blinks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from holdfast.engine.batcher import Batcher
+from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, UnknownSale
+from holdfast.engine.keys import SlotKeys, slot_keys
+from holdfast.engine.leases import Leases
+from holdfast.engine.outcomes import Outcome
+from holdfast.engine.records import Definition, Record
+from holdfast.engine.scripts import Answer, Refused, Scripts
+from holdfast.engine.store import Cursor, Store, StoredSale, StoreError
+
+T = TypeVar("T")
+
+#: Seconds for which a call is sent again after a lost connection before its caller hears `outcome_unknown`: long enough
+#: for a restart or a failover that goes well, short enough for a person who waits.
+RESEND_S = 3.0
+
+#: Seconds between two tries.
+RESEND_PAUSE_S = 0.05
+
+
+class Slot:
+    """One slot as this process knows it.
+
+    Attributes
+    ----------
+    floor: the store's cursor; a server that is below it has lost something, and every script refuses there.
+    generation: of the server that was checked against the floor last.
+    """
+
+    def __init__(self, name: str, definition: Definition, floor: Cursor, generation: int, slots: Slots) -> None:
+        self.name = name
+        self.keys: SlotKeys = slot_keys(name)
+        self.floor = floor
+        self.generation = generation
+        self.definition = definition
+        self.reserves: Batcher[tuple[Answer, int]] = Batcher(lambda entries: slots.reserve(self, entries))
+        self.confirms: Batcher[Answer] = Batcher(lambda entries: slots.confirm(self, entries))
+        self.cancels: Batcher[Answer] = Batcher(lambda entries: slots.cancel(self, entries))
+        self.reads: Batcher[tuple[int, Record | None]] = Batcher(lambda ids: slots.read(self, ids))
+
+    @property
+    def definition(self) -> Definition:
+        """The sale's definition; items are only ever added, so that an older one misnames nothing."""
+        return self._definition
+
+    @definition.setter
+    def definition(self, definition: Definition) -> None:
+        self._definition = definition
+        #: The number of each sku in packed lines.
+        self.item_of = definition.indexes()
+
+    def lease_keys(self, ids: Sequence[str]) -> list[str]:
+        return [f"{self.keys.lease_prefix}{self.name}.{id}" for id in ids]
+
+    async def drained(self) -> None:
+        for batcher in (self.reserves, self.confirms, self.cancels, self.reads):
+            await batcher.drained()
+
+
+class Slots:
+    """The slots that this process has met."""
+
+    def __init__(self, server: Server, scripts: Scripts, store: Store, leases: Leases) -> None:
+        self._server = server
+        self._scripts = scripts
+        self._store = store
+        self._leases = leases
+        self._known: dict[str, Slot] = {}
+
+    def known(self, name: str) -> Slot | None:
+        """The slot if this process has met it."""
+        return self._known.get(name)
+
+    def all(self) -> list[Slot]:
+        return list(self._known.values())
+
+    async def get(self, name: str) -> Slot:
+        """The slot of this name.
+
+        Raises
+        ------
+        UnknownSale: the registry has no such sale.
+        NotReady: store or Redis does not answer.
+        """
+        return self._known.get(name) or await self._load(name)
+
+    async def _load(self, name: str) -> Slot:
+        generation = self._server.generation
+        stored = await self.registered(name)
+        if stored is None:
+            raise UnknownSale(name)
+        slot = Slot(name, stored.known, stored.cursor, generation, self)
+        if stored.definition is None:
+            await self.create(slot, stored.known)
+        try:
+            fresh = await self._server.call("HGET", slot.keys.sale, "definition")
+        except (NotSent, NoReply) as error:
+            raise NotReady(str(error)) from error
+        if fresh:
+            slot.definition = Definition.from_json(fresh)
+        return self._known.setdefault(name, slot)
+
+    async def registered(self, name: str) -> StoredSale | None:
+        """The sale in the store's registry.
+
+        Raises
+        ------
+        NotReady: the store does not answer.
+        """
+        try:
+            return await self._store.sale(name)
+        except StoreError as error:
+            raise NotReady(str(error)) from error
+
+    async def create(self, slot: Slot, definition: Definition) -> None:
+        """Brings a registered sale into Redis and settles the intent; may be run again, and by two at once."""
+        rules, counts = definition.rules(), definition.fresh_counts()
+        outcome = await self.run(
+            slot, lambda _: self._scripts.create(slot.keys, definition.json(), definition.origin, rules, counts)
+        )
+        if outcome is Outcome.SALE_EXISTS:
+            raise NotReady(
+                f"Redis has another sale '{slot.name}' than the store: is this the right Redis for this store?"
+            )
+        await self._store.settle(slot.name, definition)
+
+    async def refresh(self, slot: Slot) -> None:
+        """Learns floor and definition again, after Redis has become another process.
+
+        Raises
+        ------
+        NotReady: the store does not answer, so that nothing can be said about what Redis has.
+        """
+        generation = self._server.generation
+        stored = await self.registered(slot.name)
+        if stored is None:
+            self._known.pop(slot.name, None)
+            raise UnknownSale(slot.name)
+        slot.floor = stored.cursor
+        fresh = await self._server.call("HGET", slot.keys.sale, "definition")
+        if fresh:
+            slot.definition = Definition.from_json(fresh)
+        slot.generation = generation
+
+    async def run(self, slot: Slot, send: Callable[[str], Awaitable[T]]) -> T:
+        """Runs one script call, again when Redis was lost in the middle: every script tolerates to run twice.
+
+        Parameters
+        ----------
+        send: makes the call, given the floor.
+
+        Raises
+        ------
+        OutcomeUnknown: the call was sent and no reply could be had in `RESEND_S`.
+        NotReady: nothing was done.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + RESEND_S
+        sent = False
+        while True:
+            try:
+                if slot.generation != self._server.generation:
+                    await self.refresh(slot)
+                return await send(slot.floor.floor)
+            except Refused as refused:
+                if sent:
+                    raise OutcomeUnknown from refused
+                raise await self._reason(slot, refused.outcome) from refused
+            except NotReady as error:
+                if sent:
+                    raise OutcomeUnknown from error
+                raise
+            except NotSent as error:
+                if loop.time() >= give_up or not error.passing:
+                    raise (OutcomeUnknown() if sent else NotReady(str(error))) from error
+            except NoReply as error:
+                sent = True
+                if loop.time() >= give_up:
+                    raise OutcomeUnknown from error
+            await asyncio.sleep(RESEND_PAUSE_S)
+
+    async def _reason(self, slot: Slot, outcome: Outcome) -> HoldfastError:
+        if outcome is Outcome.FENCED:
+            return NotReady(f"'{slot.name}' is being rebuilt")
+        if outcome is Outcome.MISSING and await self.registered(slot.name) is None:
+            self._known.pop(slot.name, None)
+            return UnknownSale(slot.name)
+        return NotReady(
+            f"Redis knows less of '{slot.name}' than the store ({outcome}); not sold until `holdfast recover` ran",
+            retry_after_ms=5000,
+        )
+
+    async def reserve(self, slot: Slot, entries: Sequence[str]) -> list[tuple[Answer, int]]:
+        """A batch of reservations, each answered with the deadline of those that were met; their leases are set."""
+        reserved = await self.run(slot, lambda floor: self._scripts.reserve(slot.keys, floor, entries))
+        ids = [
+            entry[1:23] for entry, answer in zip(entries, reserved.answers, strict=True) if answer.outcome is Outcome.OK
+        ]
+        if ids:
+            self._leases.set(slot.lease_keys(ids), reserved.expires_at)
+        return [(answer, reserved.expires_at) for answer in reserved.answers]
+
+    async def confirm(self, slot: Slot, entries: Sequence[str]) -> list[Answer]:
+        """A batch of confirmations; the leases of those paid are deleted."""
+        answers = await self.run(slot, lambda floor: self._scripts.confirm(slot.keys, floor, entries))
+        self._delete_leases(slot, [entry[1:23] for entry in entries], answers)
+        return answers
+
+    async def cancel(self, slot: Slot, entries: Sequence[str]) -> list[Answer]:
+        """A batch of cancellations; the leases of those cancelled are deleted."""
+        answers = await self.run(slot, lambda floor: self._scripts.cancel(slot.keys, floor, entries))
+        self._delete_leases(slot, [entry[:22] for entry in entries], answers)
+        return answers
+
+    def _delete_leases(self, slot: Slot, ids: Sequence[str], answers: Sequence[Answer]) -> None:
+        # A repeat deletes again: the process that did it first may have died before its lease was gone.
+        done = [id for id, answer in zip(ids, answers, strict=True) if answer.outcome in (Outcome.OK, Outcome.REPLAYED)]
+        if done:
+            self._leases.delete(slot.lease_keys(done))
+
+    async def read(self, slot: Slot, ids: Sequence[str]) -> list[tuple[int, Record | None]]:
+        """Records by id, each with the server's clock."""
+        now, records = await self.run(slot, lambda floor: self._scripts.read(slot.keys, floor, ids))
+        return [(now, record) for record in records]
+
+    async def counts(self, slot: Slot) -> tuple[Definition, bytes, int]:
+        """Definition, counters and sequence of one instant.
+
+        Raises
+        ------
+        NotReady: the slot is fenced, behind its floor or not there.
+        """
+
+        async def look(floor: str) -> tuple[Definition, bytes, int]:
+            fence, epoch, sequence, definition, counts = await self._server.call(
+                "HMGET", slot.keys.sale, "fence", "epoch", "sequence", "definition", "counts"
+            )
+            if fence:
+                raise Refused(Outcome.FENCED)
+            if not epoch:
+                raise Refused(Outcome.MISSING)
+            if (int(epoch), int(sequence)) < (slot.floor.epoch, slot.floor.sequence):
+                raise Refused(Outcome.BEHIND)
+            return Definition.from_json(definition), counts, int(sequence)
+
+        definition, counts, sequence = await self.run(slot, look)
+        slot.definition = definition
+        return definition, counts, sequence
+
+    async def drained(self) -> None:
+        """Returns once no call is under way."""
+        for slot in self.all():
+            await slot.drained()

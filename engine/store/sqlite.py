@@ -1,0 +1,361 @@
+"""The SQLite store: write-ahead log, full fsync, one thread that writes and one that reads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from holdfast.engine.records import LETTERS, SALE_LINE, Definition, Entry, Record
+from holdfast.engine.store import Copied, Cursor, CursorMoved, Progress, StoredSale, StoreError, TicketQuery
+from holdfast.engine.values import Status
+
+T = TypeVar("T")
+
+#: The version of the schema below, in `PRAGMA user_version`.
+SCHEMA_VERSION = 1
+
+#: Milliseconds to wait for another process' transaction (a second snapshotter, a backup) before giving up.
+BUSY_MS = 5_000
+
+_SCHEMA = """
+CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE sales (
+    id TEXT PRIMARY KEY, definition TEXT, pending TEXT, created_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE slots (
+    slot TEXT PRIMARY KEY, sale TEXT NOT NULL REFERENCES sales (id),
+    epoch INTEGER NOT NULL, sequence INTEGER NOT NULL, dropped INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE ledger (
+    slot TEXT NOT NULL, sequence INTEGER NOT NULL, epoch INTEGER NOT NULL, at INTEGER NOT NULL,
+    transitions TEXT NOT NULL,
+    PRIMARY KEY (slot, sequence)
+) WITHOUT ROWID;
+CREATE TABLE tickets (
+    slot TEXT NOT NULL, id TEXT NOT NULL, status TEXT NOT NULL, lines TEXT NOT NULL, buyer TEXT NOT NULL,
+    reserved_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, ended_at INTEGER, sequence INTEGER NOT NULL DEFAULT 0,
+    operation TEXT NOT NULL DEFAULT '', reference TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (slot, id)
+) WITHOUT ROWID;
+CREATE INDEX tickets_by_time ON tickets (slot, reserved_at, id);
+CREATE INDEX tickets_by_buyer ON tickets (slot, buyer, reserved_at, id);
+CREATE TABLE positions (
+    listener TEXT NOT NULL, slot TEXT NOT NULL, epoch INTEGER NOT NULL, sequence INTEGER NOT NULL,
+    PRIMARY KEY (listener, slot)
+) WITHOUT ROWID;
+CREATE TABLE alarms (at INTEGER NOT NULL, slot TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE VIEW purchases AS
+    SELECT t.slot || '.' || t.id AS ticket, s.sale AS sale, t.lines AS lines, t.reference AS reference,
+           t.reserved_at AS reserved_at, t.ended_at AS purchased_at
+    FROM tickets t JOIN slots s ON s.slot = t.slot WHERE t.status = 'purchased';
+"""
+
+_TICKET = "id, status, lines, reserved_at, expires_at, buyer, ended_at, sequence, operation, reference"
+_SALE = "s.id, s.definition, s.pending, c.epoch, c.sequence, c.dropped"
+
+
+class SqliteStore:
+    """A store in one file.
+
+    Parameters
+    ----------
+    path: of the file; made (readable by its owner only) when it is not there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # One thread each: SQLite has one writer, and readers must not wait behind its fsync.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="holdfast-store-write")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="holdfast-store-read")
+        self._write_db: sqlite3.Connection | None = None
+        self._read_db: sqlite3.Connection | None = None
+
+    async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
+        except sqlite3.Error as error:
+            raise StoreError(f"the store {Path(self.path).name} does not answer: {error}") from error
+
+    async def open(self) -> None:
+        def connect_both() -> None:
+            self._write_db = self._connect()
+            self._migrate(self._write_db)
+            self._read_db = self._connect()
+
+        await self._on(self._writer, connect_both)
+
+    def _connect(self) -> sqlite3.Connection:
+        if not os.path.exists(self.path):
+            try:
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            except OSError as error:
+                raise StoreError(f"the store cannot be made: {error.strerror}") from error
+        db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=BUSY_MS / 1000)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    @staticmethod
+    def _migrate(db: sqlite3.Connection) -> None:
+        with _transaction(db):
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"the store has schema {version}, and this Holdfast knows {SCHEMA_VERSION}: use a newer one"
+                )
+            if version == 0:
+                for statement in _SCHEMA.split(";\n"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    async def close(self) -> None:
+        def close(db: sqlite3.Connection | None) -> None:
+            if db is not None:
+                db.close()
+
+        await self._on(self._reader, lambda: close(self._read_db))
+        await self._on(self._writer, lambda: close(self._write_db))
+        self._reader.shutdown()
+        self._writer.shutdown()
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def in_transaction() -> T:
+            assert self._write_db is not None
+            with _transaction(self._write_db):
+                return work(self._write_db)
+
+        return await self._on(self._writer, in_transaction)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def read() -> T:
+            assert self._read_db is not None
+            return work(self._read_db)
+
+        return await self._on(self._reader, read)
+
+    async def kept(self, name: str, make: Callable[[], str]) -> str:
+        def keep(db: sqlite3.Connection) -> str:
+            row = db.execute("SELECT value FROM kept WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                row = (make(),)
+                db.execute("INSERT INTO kept VALUES (?, ?)", (name, row[0]))
+            return str(row[0])
+
+        return await self._write(keep)
+
+    async def begin_sale(self, definition: Definition) -> StoredSale:
+        def begin(db: sqlite3.Connection) -> StoredSale:
+            known = _sale(db, definition.id)
+            if known is not None:
+                return known
+            now = int(time.time() * 1000)
+            db.execute("INSERT INTO sales VALUES (?, NULL, ?, ?)", (definition.id, definition.json(), now))
+            db.execute("INSERT INTO slots VALUES (?, ?, 0, 0, 0)", (definition.id, definition.id))
+            return StoredSale(definition.id, None, definition, Cursor(0, 0), 0)
+
+        return await self._write(begin)
+
+    async def begin_amendment(self, definition: Definition) -> None:
+        values = (definition.json(), definition.id)
+        await self._write(lambda db: db.execute("UPDATE sales SET pending = ? WHERE id = ?", values))
+
+    async def settle(self, sale: str, definition: Definition | None) -> None:
+        def settle(db: sqlite3.Connection) -> None:
+            if definition is None:
+                db.execute("UPDATE sales SET pending = NULL WHERE id = ? AND definition IS NOT NULL", (sale,))
+            else:
+                _set_definition(db, definition)
+
+        await self._write(settle)
+
+    async def sale(self, sale: str) -> StoredSale | None:
+        return await self._read(lambda db: _sale(db, sale))
+
+    async def sales(self, after: str, limit: int) -> list[StoredSale]:
+        query = f"SELECT {_SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE s.id > ? ORDER BY s.id LIMIT ?"
+        return await self._read(lambda db: [_stored_sale(row) for row in db.execute(query, (after, limit))])
+
+    async def cursors(self) -> dict[str, Progress]:
+        query = "SELECT slot, epoch, sequence, dropped FROM slots"
+        return await self._read(
+            lambda db: {row[0]: Progress(Cursor(row[1], row[2]), row[3]) for row in db.execute(query)}
+        )
+
+    async def append(self, copied: Sequence[Copied]) -> list[str]:
+        def append(db: sqlite3.Connection) -> list[str]:
+            return [alarm for stretch in copied for alarm in _append(db, stretch)]
+
+        return await self._write(append)
+
+    async def set_dropped(self, slot: str, sequence: int) -> None:
+        await self._write(lambda db: db.execute("UPDATE slots SET dropped = ? WHERE slot = ?", (sequence, slot)))
+
+    async def ticket(self, slot: str, id: str) -> Record | None:
+        query = f"SELECT {_TICKET} FROM tickets WHERE slot = ? AND id = ?"
+
+        def read(db: sqlite3.Connection) -> Record | None:
+            row = db.execute(query, (slot, id)).fetchone()
+            return _record(db, slot, [row])[0] if row else None
+
+        return await self._read(read)
+
+    async def tickets(self, query: TicketQuery) -> list[Record]:
+        where, values = ["slot = ?", "(reserved_at, id) > (?, ?)"], [query.slot, *query.after]
+        if query.buyer is not None:
+            where.append("buyer = ?")
+            values.append(query.buyer)
+        if query.status is not None:
+            where.append("status = ?")
+            values.append(query.status)
+        text = f"SELECT {_TICKET} FROM tickets WHERE {' AND '.join(where)} ORDER BY reserved_at, id LIMIT ?"
+        return await self._read(lambda db: _record(db, query.slot, db.execute(text, (*values, query.limit)).fetchall()))
+
+    async def ledger(self, slot: str, after: int, limit: int) -> list[Entry]:
+        query = "SELECT epoch, sequence, at, transitions FROM ledger WHERE slot = ? AND sequence > ? ORDER BY sequence LIMIT ?"
+        return await self._read(lambda db: [Entry(*row) for row in db.execute(query, (slot, after, limit))])
+
+    async def position(self, listener: str, slot: str) -> Cursor | None:
+        query = "SELECT epoch, sequence FROM positions WHERE listener = ? AND slot = ?"
+
+        def read(db: sqlite3.Connection) -> Cursor | None:
+            row = db.execute(query, (listener, slot)).fetchone()
+            return Cursor(*row) if row else None
+
+        return await self._read(read)
+
+    async def set_position(self, listener: str, slot: str, cursor: Cursor) -> None:
+        values = (listener, slot, cursor.epoch, cursor.sequence)
+        await self._write(lambda db: db.execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", values))
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    # IMMEDIATE: the cursor is compared under the write lock, which is what fences a second snapshotter.
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _stored_sale(row: tuple[str, str | None, str | None, int, int, int]) -> StoredSale:
+    id, definition, pending, epoch, sequence, dropped = row
+    return StoredSale(
+        id,
+        Definition.from_json(definition) if definition else None,
+        Definition.from_json(pending) if pending else None,
+        Cursor(epoch, sequence),
+        dropped,
+    )
+
+
+def _sale(db: sqlite3.Connection, sale: str) -> StoredSale | None:
+    row = db.execute(f"SELECT {_SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE s.id = ?", (sale,)).fetchone()
+    return _stored_sale(row) if row else None
+
+
+def _set_definition(db: sqlite3.Connection, definition: Definition) -> None:
+    """Takes a definition as the one that holds, unless a newer one does; an intent that it fulfils is settled."""
+    row = db.execute("SELECT definition, pending FROM sales WHERE id = ?", (definition.id,)).fetchone()
+    if row is None:
+        return
+    known, pending = (Definition.from_json(text) if text else None for text in row)
+    if known is None or known.version <= definition.version:
+        db.execute("UPDATE sales SET definition = ? WHERE id = ?", (definition.json(), definition.id))
+    if pending is not None and pending.version <= definition.version:
+        db.execute("UPDATE sales SET pending = NULL WHERE id = ?", (definition.id,))
+
+
+def _skus(db: sqlite3.Connection, slot: str) -> list[str]:
+    row = db.execute(
+        "SELECT s.definition, s.pending FROM sales s JOIN slots c ON c.sale = s.id WHERE c.slot = ?", (slot,)
+    ).fetchone()
+    return [item.sku for item in Definition.from_json(row[0] or row[1]).items] if row else []
+
+
+def _record(db: sqlite3.Connection, slot: str, rows: Sequence[tuple[str, ...]]) -> list[Record]:
+    """Rows as records. In SQL lines name skus, for those who read the tables; in records they name item numbers."""
+    if not rows:
+        return []
+    number = {sku: at for at, sku in enumerate(_skus(db, slot), start=1)}
+
+    def packed(lines: str) -> str:
+        return ",".join(
+            f"{number[sku]}:{quantity}" for sku, _, quantity in (part.partition(":") for part in lines.split(","))
+        )
+
+    return [Record(row[0], Status(row[1]), packed(row[2]), *row[3:]) for row in rows]  # type: ignore[arg-type]
+
+
+def _append(db: sqlite3.Connection, copied: Copied) -> list[str]:
+    """Appends one stretch of a ledger inside the caller's transaction; the alarms that it raised."""
+    last = copied.entries[-1]
+    moved = db.execute(
+        "UPDATE slots SET epoch = ?, sequence = ? WHERE slot = ? AND epoch = ? AND sequence = ?",
+        (last.epoch, last.sequence, copied.slot, copied.after.epoch, copied.after.sequence),
+    )
+    if moved.rowcount != 1:
+        raise CursorMoved(copied.slot)
+    db.executemany(
+        "INSERT INTO ledger VALUES (?, ?, ?, ?, ?)",
+        [(copied.slot, entry.sequence, entry.epoch, entry.at, entry.text) for entry in copied.entries],
+    )
+    transitions = [transition for entry in copied.entries for transition in entry.transitions()]
+    # Definitions first: they name the items of the lines that follow.
+    for transition in transitions:
+        if transition.kind == SALE_LINE:
+            _set_definition(db, Definition.from_json(transition.lines))
+    skus = _skus(db, copied.slot)
+    readable: dict[str, str] = {}
+    for transition in transitions:
+        if transition.kind == "r" and transition.lines not in readable:
+            parts = (part.partition(":") for part in transition.lines.split(","))
+            readable[transition.lines] = ",".join(f"{skus[int(item) - 1]}:{quantity}" for item, _, quantity in parts)
+    begun = [
+        (copied.slot, t.ticket, Status.RESERVED, readable[t.lines], t.buyer, t.at, t.expires_at)
+        for t in transitions
+        if t.kind == "r"
+    ]
+    ended = [
+        (LETTERS[t.kind], None if t.kind == "x" else t.at, t.sequence, t.operation, t.reference, copied.slot, t.ticket)
+        for t in transitions
+        if t.kind in "pcx"
+    ]
+    known = db.executemany(
+        "INSERT OR IGNORE INTO tickets (slot, id, status, lines, buyer, reserved_at, expires_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        begun,
+    ).rowcount
+    changed = db.executemany(
+        "UPDATE tickets SET status = ?, ended_at = coalesce(?, expires_at), sequence = ?, operation = ?, reference = ?"
+        " WHERE slot = ? AND id = ? AND status = 'reserved'",
+        ended,
+    ).rowcount
+    if max(known, 0) == len(begun) and max(changed, 0) == len(ended):
+        return []
+    return _conflicts(
+        db, copied.slot, [(str(row[0]), int(row[2] or 0), str(row[6])) for row in ended], len(begun) - max(known, 0)
+    )
+
+
+def _conflicts(db: sqlite3.Connection, slot: str, ended: Sequence[tuple[str, int, str]], begun_twice: int) -> list[str]:
+    """Names and keeps the transitions that contradict what is stored: a ticket ended twice, or begun twice."""
+    alarms = [f"{slot}: {begun_twice} tickets were reserved a second time"] if begun_twice else []
+    for status, sequence, id in ended:
+        row = db.execute("SELECT status, sequence FROM tickets WHERE slot = ? AND id = ?", (slot, id)).fetchone()
+        if row is None or row != (status, sequence):
+            have = f"{row[0]} by transition {row[1]}" if row else "not stored"
+            alarms.append(f"{slot}.{id}: transition {sequence} says {status}, but it is {have}")
+    now = int(time.time() * 1000)
+    db.executemany("INSERT INTO alarms VALUES (?, ?, ?)", [(now, slot, alarm) for alarm in alarms])
+    return alarms

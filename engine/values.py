@@ -1,0 +1,163 @@
+"""The frozen values that the engine hands out. They carry no behaviour beyond what can be derived from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Status(StrEnum):
+    """What has become of a ticket. Every status but `reserved` is terminal."""
+
+    RESERVED = "reserved"
+    PURCHASED = "purchased"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """So many units of one item.
+
+    Parameters
+    ----------
+    sku: the item's name within its sale.
+    quantity: units, at least 1.
+    """
+
+    sku: str
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSpec:
+    """An item as the operator describes it.
+
+    Parameters
+    ----------
+    sku: `[a-z0-9][a-z0-9-]{0,63}`, unique in the sale.
+    capacity: units on sale, 0 to `limits.CAPACITY_MAX`.
+    name: what a person reads; the sku when absent.
+    max_per_buyer: units of this item that one buyer may hold and have bought together; None is no limit.
+    """
+
+    sku: str
+    capacity: int
+    name: str | None = None
+    max_per_buyer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of a sale with its counters, which add up: `available + reserved + purchased == capacity`."""
+
+    sku: str
+    name: str
+    capacity: int
+    max_per_buyer: int | None
+    available: int
+    reserved: int
+    purchased: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sale:
+    """Something on sale, as it stood at `sequence` of its ledger.
+
+    Parameters
+    ----------
+    hold_ms: how long a new ticket keeps its units, milliseconds.
+    max_per_buyer: units that one buyer may hold and have bought together; None is no limit.
+    opens_at, closes_at: the selling window, Unix milliseconds; None is open-ended.
+    sequence: the number of the last transition that these counters include.
+    created: True when this very call made the sale, False when it stood already.
+    """
+
+    id: str
+    name: str
+    items: tuple[Item, ...]
+    hold_ms: int
+    max_per_buyer: int | None
+    opens_at: int | None
+    closes_at: int | None
+    sequence: int
+    created: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One buyer's claim on units of a sale. All times are Unix milliseconds of the Redis server's clock.
+
+    Parameters
+    ----------
+    id: `SLOT.` and 22 base64url characters.
+    buyer: the keyed hash of the buyer (never the buyer), to compare with `Engine.buyer_hash`.
+    expires_at: from this instant on a reserved ticket can no longer be paid.
+    ended_at: when it was purchased or cancelled; for an expired ticket its `expires_at`; None while reserved.
+    reference: what the buyer's payment was called; None when nothing was given.
+    as_of: the server's clock when this was read, so that `expires_in_ms` needs no clock of its own.
+    replayed: this answer repeats an earlier success of the same operation; nothing was done now.
+    """
+
+    id: str
+    sale: str
+    status: Status
+    lines: tuple[Line, ...]
+    buyer: str = field(repr=False)
+    reserved_at: int
+    expires_at: int
+    ended_at: int | None = None
+    reference: str | None = field(default=None, repr=False)
+    as_of: int = field(default=0, compare=False)
+    replayed: bool = field(default=False, compare=False)
+
+    @property
+    def quantity(self) -> int:
+        """Units over all lines."""
+        return sum(line.quantity for line in self.lines)
+
+    @property
+    def expires_in_ms(self) -> int:
+        """Milliseconds of hold left when this was read; 0 once the ticket has ended."""
+        return max(0, self.expires_at - self.as_of) if self.status is Status.RESERVED else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing; `next` is the opaque cursor of the following one, or None at the end."""
+
+    items: tuple[T, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expiration:
+    """A ticket whose hold ran out, as the ledger has it.
+
+    `(slot, epoch, sequence)` names this transition for good: whoever may see it twice compares these.
+
+    Parameters
+    ----------
+    expired_at: the ticket's deadline, Unix milliseconds.
+    at: when the expiry was written, Unix milliseconds; `at - expired_at` is the lag.
+    """
+
+    slot: str
+    epoch: int
+    sequence: int
+    sale: str
+    ticket: str
+    lines: tuple[Line, ...]
+    expired_at: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether everything can be sold, and if not, why: one reason per sale or part that is not ready."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
