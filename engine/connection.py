@@ -174,7 +174,11 @@ class Server:
         ------
         ConfigurationError: `maxmemory-policy` is something else than `noeviction`.
         """
-        info = await self.call("INFO", "memory")
+        try:
+            info = await self.call("INFO", "memory")
+        except ResponseError as error:
+            log.warning("Redis does not tell its maxmemory-policy (%s): it must be noeviction", error)
+            return
         fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         policy = fields.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":

@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -41,7 +42,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
-from .errors import ConfigurationError
+from holdfast.engine.errors import ConfigurationError
+
+log = logging.getLogger("holdfast.embedded")
 
 #: Seconds that a started Redis may take until it answers at all. While it says that it is loading its data the
 #: clock is set back: a large file takes as long as it takes.
@@ -62,6 +65,9 @@ LOCK_SECONDS_MAX: Final = 20.0
 
 #: Seconds between two looks at something that ends by itself.
 POLL_SECONDS: Final = 0.01
+
+#: Seconds between two looks whether our Redis still lives; while it is down nothing is sold.
+WATCH_SECONDS: Final = 0.1
 
 #: Seconds that `redis-server --version` may take.
 VERSION_SECONDS_MAX: Final = 10.0
@@ -241,6 +247,41 @@ class EmbeddedRedis:
                     return
         finally:
             self._forget()
+
+    async def keep_alive(self) -> None:
+        """Starts Redis again, at the same address, whenever it ends without having been asked; until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if not self._has_ended():
+                continue
+            log.error("Redis (pid %s) has ended without being asked; it is started again", self.pid)
+            try:
+                await self._restart()
+            except ConfigurationError as error:
+                log.error("Redis could not be started again, and is tried once more: %s", error)
+
+    def _has_ended(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is not None
+        # One that was taken over is nobody's child: its lock says whether it lives.
+        lock = _Lock.take(self._data / "redis.lock")
+        if lock is not None:
+            lock.close()
+        return lock is not None
+
+    async def _restart(self) -> None:
+        record = _Record.read(self._dir)
+        binary = await asyncio.to_thread(self._choose, record)
+        lock = await _Lock.wait(self._data / "redis.lock", LOCK_SECONDS_MAX)
+        if lock is None:
+            raise ConfigurationError(f"something still holds {self._data / 'redis.lock'}")
+        try:
+            self._process = self._spawn(binary, lock)
+            self._running(self._socket, self._process.pid, binary.version)
+            record._replace(binary=binary.path, kind=binary.kind, version=binary.version, pid=self.pid).write(self._dir)
+        finally:
+            lock.close()
+        await self._until_ready()
 
     # ------------------------------------------------------------------ the directory
 

