@@ -15,6 +15,11 @@ from holdfast.engine.store import StoreError
 log = logging.getLogger("holdfast.background")
 
 
+#: Seconds until a task that goes on after its cancellation is cancelled once more: redis-py sends through wait_for,
+#: which before Python 3.12 may swallow a cancellation.
+STOP_AGAIN_S = 0.05
+
+
 class Background:
     """The tasks of one engine, and the wake-up that they share with whoever waits for expiries."""
 
@@ -51,10 +56,12 @@ class Background:
 
     async def stop(self) -> None:
         """Cancels every task and waits for it."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # Asked again when a library under way has swallowed the cancellation.
+            _, pending = await asyncio.wait(self._tasks, timeout=STOP_AGAIN_S)
+            self._tasks = list(pending)
 
     def add_waker(self) -> asyncio.Event:
         """An event that is set whenever Redis announces that a lease ran out."""

@@ -21,7 +21,7 @@ AMENDABLE = ("name", "hold_ms", "max_per_buyer", "opens_at", "closes_at", "capac
 
 def name(pointer: str, value: object) -> str:
     """A sale's id or a sku."""
-    if not isinstance(value, str) or not _NAME.match(value):
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise InvalidRequest(pointer, "must be 1 to 64 of a-z, 0-9 and '-', and not begin with '-'")
     return value
 

@@ -8,6 +8,7 @@ believed), so connections are redis-py's and the few lines around one command ar
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio as redis_asyncio
@@ -102,7 +103,7 @@ class Server:
             raise ServerChanged("redis was restarted or replaced")
 
     async def call(self, *command: Any) -> Any:
-        """One command on a connection of its own for that time.
+        """One command.
 
         Raises
         ------
@@ -110,21 +111,30 @@ class Server:
         NoReply: the connection was lost with the command under way.
         redis.exceptions.ResponseError: Redis answered with an error.
         """
+        (reply,) = await self.pipeline([command])
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    async def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Several commands in one round trip, on a connection of their own for that time.
+
+        A reply that is an error is returned in its place. Raises as `call`, which is the same for one command.
+        """
         connection = self._free.pop() if self._free else self.pool.make_connection()  # type: ignore[no-untyped-call]
         self._busy.add(connection)
         try:
             try:
                 await connection.connect()
-            except (TimeoutError, RedisError, OSError) as error:
+            except (RedisError, OSError, TimeoutError) as error:
                 await self._discard(connection)
                 raise NotSent(f"Redis cannot be reached ({type(error).__name__})") from error
             try:
-                await connection.send_packed_command(connection.pack_command(*command), check_health=False)
-                reply = await connection.read_response()
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                return [await self._reply(connection) for _ in commands]
             except (BusyLoadingError, ReadOnlyError) as error:
+                await connection.disconnect(nowait=True)
                 raise NotSent(f"Redis answers: {error}") from error
-            except ResponseError:
-                raise
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 await self._discard(connection)
                 raise NoReply("the connection to Redis was lost") from error
@@ -132,36 +142,25 @@ class Server:
                 # A cancelled caller must not leave its reply for the next one.
                 await self._discard(connection)
                 raise
-            return reply
         finally:
             self._busy.discard(connection)
             if connection.is_connected:
                 self._free.append(connection)
+
+    @staticmethod
+    async def _reply(connection: Any) -> Any:
+        try:
+            return await connection.read_response()
+        except (BusyLoadingError, ReadOnlyError):
+            raise
+        except ResponseError as error:
+            return error
 
     async def _discard(self, connection: Any) -> None:
         # What broke one connection most likely broke those that idle beside it.
         idle, self._free = self._free, []
         for each in (connection, *idle):
             await each.disconnect(nowait=True)
-
-    async def pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Several reads in one round trip; a reply that is an error is returned in its place.
-
-        Raises
-        ------
-        NotSent: Redis could not be reached, or the connection was lost: for reads that is the same.
-        """
-        client = self.client()
-        try:
-            pipe = client.pipeline(transaction=False)
-            for command in commands:
-                pipe.execute_command(*command)
-            replies: list[Any] = await pipe.execute(raise_on_error=False)
-            return replies
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise NotSent(f"Redis cannot be reached ({type(error).__name__})") from error
-        finally:
-            await client.aclose()
 
     def client(self) -> redis_asyncio.Redis:
         """A redis-py client over the same connections, for what is not a script."""

@@ -674,8 +674,9 @@ class Engine:
     ) -> AsyncIterator[Expiration]:
         """Every ticket whose hold runs out, from now on, in the order of each sale's ledger.
 
-        Exactly once for each iterator; with a `name`, at least once across restarts: a ticket counts as delivered when
-        the next one is asked for. `(slot, epoch, sequence)` tells a repeat.
+        Exactly once for each iterator; with a `name`, at least once across restarts: what was swept together (one
+        ledger entry) counts as delivered when the one after it is asked for, and comes again as a whole until then.
+        `(slot, epoch, sequence)` tells a repeat.
 
         Parameters
         ----------

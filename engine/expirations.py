@@ -60,7 +60,8 @@ async def expirations(
                     yield expiration
             if not more:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(waker.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await waker.wait()
     finally:
         background.remove_waker(waker)
 

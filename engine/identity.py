@@ -60,5 +60,5 @@ def random_id() -> str:
 
 def split_ticket(ticket: str) -> tuple[str, str] | None:
     """Slot and id of a ticket, or None for something that cannot be one."""
-    match = _TICKET.match(ticket)
+    match = _TICKET.fullmatch(ticket)
     return (match[1], match[2]) if match else None

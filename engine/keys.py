@@ -53,7 +53,7 @@ def slot_keys(slot: str) -> SlotKeys:
 
 def lease_ticket(key: str) -> str | None:
     """The ticket id that a lease key stands for, or None when the key is no lease."""
-    match = _LEASE.match(key)
+    match = _LEASE.fullmatch(key)
     return match[2] if match else None
 
 

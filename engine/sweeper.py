@@ -79,7 +79,9 @@ class Sweeper:
     async def pause(self) -> None:
         """Waits for the next look: a tick, or a wake-up."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), TICK_S)
+            # Not wait_for: before Python 3.12 it may swallow a cancellation that comes with the wake-up.
+            async with asyncio.timeout(TICK_S):
+                await self._wake.wait()
         self._wake.clear()
 
     async def _discover(self) -> None:
