@@ -121,7 +121,7 @@ class Server:
 
         A reply that is an error is returned in its place. Raises as `call`, which is the same for one command.
         """
-        connection = self._free.pop() if self._free else self.pool.make_connection()  # type: ignore[no-untyped-call]
+        connection = await self._connection()
         self._busy.add(connection)
         try:
             try:
@@ -146,6 +146,16 @@ class Server:
             self._busy.discard(connection)
             if connection.is_connected:
                 self._free.append(connection)
+
+    async def _connection(self) -> Any:
+        while self._free:
+            connection = self._free.pop()
+            reader = getattr(connection, "_reader", None)
+            # The server hung up while it was idle: what is sent on it now would end as an unknown outcome.
+            if reader is None or not reader.at_eof():
+                return connection
+            await connection.disconnect(nowait=True)
+        return self.pool.make_connection()  # type: ignore[no-untyped-call]
 
     @staticmethod
     async def _reply(connection: Any) -> Any:

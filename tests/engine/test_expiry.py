@@ -146,9 +146,11 @@ async def test_a_raw_subscriber_hears_what_ran_out_and_nothing_else(
             leases = {key.decode() for key in client.keys(keys.lease_prefix + "*")}
             assert leases == {keys.lease_prefix + id for id in held}
             for ticket in tickets[2::3]:
-                assert client.execute_command("PEXPIRETIME", keys.lease_prefix + ticket.id) == ticket.expires_at if (
-                    client.info("server")["redis_version"] >= "7"
-                ) else client.pttl(keys.lease_prefix + ticket.id) > 0
+                assert (
+                    client.execute_command("PEXPIRETIME", keys.lease_prefix + ticket.id) == ticket.expires_at
+                    if (client.info("server")["redis_version"] >= "7")
+                    else client.pttl(keys.lease_prefix + ticket.id) > 0
+                )
         await until(lambda: set(events) == held)
         assert len(events) == len(held)
 

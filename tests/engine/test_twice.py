@@ -109,9 +109,7 @@ async def test_answers_are_the_same_before_and_after_redis_has_dropped_the_ticke
 
 async def test_the_same_operation_many_times_at_once(forgetful: Engine) -> None:
     await forgetful.create_sale("gig", name="Gig", capacity=5)
-    reserved = await asyncio.gather(
-        *(forgetful.reserve("gig", buyer="ann", quantity=2, key="r") for _ in range(50))
-    )
+    reserved = await asyncio.gather(*(forgetful.reserve("gig", buyer="ann", quantity=2, key="r") for _ in range(50)))
     assert len({ticket.id for ticket in reserved}) == 1
     assert sum(not ticket.replayed for ticket in reserved) == 1
     paid = await asyncio.gather(*(forgetful.confirm(reserved[0].id, buyer="ann", key="p") for _ in range(50)))

@@ -1,0 +1,198 @@
+"""Full memory, eviction, lost connections, queues that are full: refused in words, and nothing half done."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.engine import ConfigurationError, Engine, NotReady, OutcomeUnknown, Overloaded, Status
+from holdfast.engine.batcher import Batcher
+from holdfast.engine.connection import NoReply, NotSent, Server
+
+
+def connect(server: Any, tmp_path: Path, **options: Any) -> Engine:
+    return Engine.connect(server.url, store=f"sqlite:///{tmp_path / 'store.db'}", **options)
+
+
+async def test_full_memory_refuses_reserve_whole_and_still_confirms_cancels_and_expires(
+    redis_server: Any, tmp_path: Path
+) -> None:
+    async with connect(redis_server, tmp_path, sweep=False, listen=False, snapshot_ms=None) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=100, hold_ms=60_000)
+        await engine.create_sale("brief", name="Brief", capacity=5, hold_ms=300)
+        paid = await engine.reserve("gig", buyer="ann", quantity=1)
+        cancelled = await engine.reserve("gig", buyer="bob", quantity=1)
+        expired = await engine.reserve("brief", buyer="cyd", quantity=1)
+        await engine._leases.drained()
+        with redis_server.client() as client:
+            client.config_set("maxmemory", "1")
+            before = client.dump("hf:{gig}:tickets"), client.dump("hf:{gig}:buyers"), client.dump("hf:{gig}:sale")
+            with pytest.raises(NotReady, match="OOM"):
+                await engine.reserve("gig", buyer="zoe", quantity=1)
+            after = client.dump("hf:{gig}:tickets"), client.dump("hf:{gig}:buyers"), client.dump("hf:{gig}:sale")
+            assert after == before
+            assert (await engine.confirm(paid.id, buyer="ann")).status is Status.PURCHASED
+            assert (await engine.cancel(cancelled.id, buyer="bob")).status is Status.CANCELLED
+            while not await engine._sweeper.sweep("brief"):
+                await asyncio.sleep(0.01)
+            assert (await engine.ticket(expired.id)).status is Status.EXPIRED
+            assert await engine.snapshot() == 8
+            client.config_set("maxmemory", "0")
+        await engine.reserve("gig", buyer="zoe", quantity=1)
+        await engine.snapshot()
+        assert engine._snapshot.alarms == []
+
+
+async def test_a_redis_that_evicts_is_refused(redis_server: Any, tmp_path: Path) -> None:
+    with redis_server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            with pytest.raises(ConfigurationError, match="noeviction"):
+                async with connect(redis_server, tmp_path):
+                    pass
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_an_address_where_nothing_answers(tmp_path: Path) -> None:
+    for url in ("redis://127.0.0.1:1/0", f"unix://{tmp_path}/none", "nonsense://x"):
+        with pytest.raises(ConfigurationError):
+            async with Engine.connect(url, store=f"sqlite:///{tmp_path / 'store.db'}"):
+                pass
+
+
+async def test_redis_gone_is_not_ready_and_back_is_ready(
+    private_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.engine.slots.RESEND_S", 0.2)
+    async with connect(private_redis, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=10)
+        private_redis.kill()
+        with pytest.raises((NotReady, OutcomeUnknown)):
+            await engine.reserve("gig", buyer="ann", quantity=1, key="k")
+        with pytest.raises(NotReady):
+            await engine.reserve("gig", buyer="ann", quantity=1, key="k")
+        assert not (await engine.readiness()).ready
+        private_redis.start()
+        assert (await engine.reserve("gig", buyer="ann", quantity=1, key="k")).quantity == 1
+
+
+async def test_a_connection_lost_in_the_middle_is_tried_again_with_one_effect(
+    redis_server: Any, tmp_path: Path
+) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=500)
+        real = Server.call
+        lost = 0
+
+        async def loses_every_second_reply(self: Server, *command: Any) -> Any:
+            nonlocal lost
+            reply = await real(self, *command)
+            if command[0] == "EVALSHA" and (lost := lost + 1) % 2:
+                raise NoReply("the connection to Redis was lost")
+            return reply
+
+        Server.call = loses_every_second_reply  # type: ignore[method-assign]
+        try:
+            tickets = await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(300)))
+            paid = await asyncio.gather(*(engine.confirm(t.id, buyer=f"b{at}") for at, t in enumerate(tickets)))
+        finally:
+            Server.call = real  # type: ignore[method-assign]
+        assert lost > 4
+        assert len({ticket.id for ticket in tickets}) == 300
+        assert {ticket.status for ticket in paid} == {Status.PURCHASED}
+        (item,) = (await engine.sale("gig")).items
+        assert (item.available, item.reserved, item.purchased) == (200, 0, 300)
+
+
+async def test_when_no_reply_comes_the_outcome_is_unknown(
+    redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.engine.slots.RESEND_S", 0.1)
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=5)
+        real = engine._scripts.reserve
+
+        async def no_reply(*args: Any) -> Any:
+            await real(*args)
+            raise NoReply("lost")
+
+        engine._scripts.reserve = no_reply  # type: ignore[method-assign]
+        with pytest.raises(OutcomeUnknown):
+            await engine.reserve("gig", buyer="ann", quantity=1, key="k")
+        engine._scripts.reserve = real  # type: ignore[method-assign]
+        assert (await engine.reserve("gig", buyer="ann", quantity=1, key="k")).replayed
+
+        async def not_sent(*args: Any) -> Any:
+            raise NotSent("gone")
+
+        engine._scripts.reserve = not_sent  # type: ignore[method-assign]
+        with pytest.raises(NotReady):
+            await engine.reserve("gig", buyer="ann", quantity=1)
+
+
+async def test_callers_that_hang_up_never_see_anothers_answer(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=3000)
+
+        async def buy(at: int) -> None:
+            ticket = await engine.reserve("gig", buyer=f"b{at}", quantity=1 + at % 3)
+            assert (ticket.buyer, ticket.quantity) == (engine.buyer_hash(f"b{at}"), 1 + at % 3)
+            paid = await engine.confirm(ticket.id, buyer=f"b{at}", reference=f"r{at}")
+            assert (paid.id, paid.reference) == (ticket.id, f"r{at}")
+
+        tasks = [asyncio.create_task(buy(at)) for at in range(900)]
+        for at, task in enumerate(tasks):
+            if at % 2:
+                asyncio.get_running_loop().call_later(0.0002 * (at % 97), task.cancel)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(answer) for answer in answers} <= {type(None), asyncio.CancelledError}
+        assert all(answer is None for answer in answers[::2])
+        sale = await engine.sale("gig")
+        assert sale.items[0].available + sale.items[0].reserved + sale.items[0].purchased == 3000
+
+
+async def test_a_lone_call_goes_out_at_once_and_others_together() -> None:
+    sizes: list[int] = []
+    under_way = asyncio.Event()
+
+    async def run(entries: Any) -> list[str]:
+        sizes.append(len(entries))
+        await under_way.wait()
+        return [entry.upper() for entry in entries]
+
+    batcher: Batcher[str] = Batcher(run, batch_max=3, queue_max=5)
+    first = asyncio.create_task(batcher.submit("a"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert sizes == [1]
+    others = [asyncio.create_task(batcher.submit(name)) for name in "bcdef"]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await batcher.submit("g")
+    others[1].cancel()
+    under_way.set()
+    assert await first == "A"
+    answers = await asyncio.gather(*others, return_exceptions=True)
+    assert [a if isinstance(a, str) else None for a in answers] == ["B", None, "D", "E", "F"]
+    assert sizes == [1, 3, 1]
+    await batcher.drained()
+
+
+async def test_a_batch_that_fails_fails_for_each_and_the_next_goes_on() -> None:
+    calls = 0
+
+    async def run(entries: Any) -> list[str]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise NotReady("no")
+        return list(entries)
+
+    batcher: Batcher[str] = Batcher(run)
+    answers = await asyncio.gather(batcher.submit("a"), batcher.submit("b"), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [NotReady, NotReady]
+    assert await batcher.submit("c") == "c"

@@ -1,0 +1,282 @@
+"""The snapshot: exactly once, incremental, fenced; dropping; and what it does when a side is away."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.engine import ConfigurationError, Engine, NotReady, Status
+from holdfast.engine.keys import slot_keys
+from holdfast.engine.records import Entry
+from holdfast.engine.store import Copied, Cursor, CursorMoved, open_store
+from holdfast.engine.store.sqlite import SqliteStore
+
+
+def connect(server: Any, tmp_path: Path, **options: Any) -> Engine:
+    return Engine.connect(server.url, store=f"sqlite:///{tmp_path / 'store.db'}", **({"snapshot_ms": None} | options))
+
+
+def rows(tmp_path: Path, query: str) -> list[tuple[Any, ...]]:
+    """What a person with sqlite3 finds in the file."""
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        found = db.execute(query).fetchall()
+    db.close()
+    return found
+
+
+async def test_purchases_are_found_in_the_store_with_their_times(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=10, hold_ms=60_000)
+        paid = await engine.reserve("gig", buyer="ann", quantity=2)
+        paid = await engine.confirm(paid.id, buyer="ann", reference="pay 1")
+        gone = await engine.cancel((await engine.reserve("gig", buyer="bob", quantity=1)).id, buyer="bob")
+        assert await engine.snapshot() == 5
+        assert await engine.snapshot() == 0
+    assert rows(tmp_path, "SELECT * FROM purchases") == [
+        (paid.id, "gig", "general:2", "pay 1", paid.reserved_at, paid.ended_at)
+    ]
+    assert rows(tmp_path, "SELECT status, ended_at FROM tickets WHERE status = 'cancelled'") == [
+        ("cancelled", gone.ended_at)
+    ]
+
+
+async def test_two_snapshotters_at_once_copy_everything_once(redis_server: Any, tmp_path: Path) -> None:
+    async with (
+        connect(redis_server, tmp_path, secret="one for both of them") as one,
+        connect(redis_server, tmp_path, secret="one for both of them") as two,
+    ):
+        await one.create_sale("gig", name="Gig", capacity=3000)
+
+        async def buy(at: int) -> None:
+            engine = (one, two)[at % 2]
+            ticket = await engine.reserve("gig", buyer=f"b{at}", quantity=1)
+            if at % 3 == 0:
+                await engine.confirm(ticket.id, buyer=f"b{at}")
+
+        async def copy(engine: Engine) -> None:
+            while not done.is_set():
+                await engine.snapshot()
+                await asyncio.sleep(0)
+
+        done = asyncio.Event()
+        copying = [asyncio.create_task(copy(engine)) for engine in (one, two)]
+        for start in range(0, 3000, 300):
+            await asyncio.gather(*(buy(at) for at in range(start, start + 300)))
+        done.set()
+        await asyncio.gather(*copying)
+        await one.snapshot()
+        assert one._snapshot.alarms == two._snapshot.alarms == []
+        transitions = [t for entry in await one._store.ledger("gig", 0, 100_000) for t in entry.transitions()]
+        assert [t.sequence for t in transitions] == list(range(1, 4002))
+    assert rows(tmp_path, "SELECT count(*) FROM tickets") == [(3000,)]
+    assert rows(tmp_path, "SELECT count(*) FROM purchases") == [(1000,)]
+
+
+async def test_a_cursor_that_has_moved_refuses_the_whole_append(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 'store.db'}")
+    await store.open()
+    engine_definition = '{"id":"gig","name":"g","items":[{"sku":"general","name":"g","capacity":5,"max_per_buyer":null}],"hold_ms":1,"max_per_buyer":null,"opens_at":null,"closes_at":null,"version":1,"origin":"o"}'
+    from holdfast.engine.records import Definition
+
+    await store.begin_sale(Definition.from_json(engine_definition))
+    entries = [Entry(1, 1, 5, f"s {engine_definition}"), Entry(1, 2, 6, f"r {'t' * 22} 1:2 {'b' * 22} 99")]
+    await store.append([Copied("gig", Cursor(0, 0), entries)])
+    with pytest.raises(CursorMoved):
+        await store.append([Copied("gig", Cursor(0, 0), entries)])
+    with pytest.raises(CursorMoved):
+        await store.append([Copied("gig", Cursor(1, 1), entries[1:])])
+    assert len(await store.ledger("gig", 0, 100)) == 2
+    # Two different ends of one ticket raise an alarm, and are both kept.
+    ends = [Entry(1, 3, 7, f"p {'t' * 22} 1:2 op pay"), Entry(1, 4, 8, f"c {'t' * 22} 1:2 op ")]
+    alarms = await store.append([Copied("gig", Cursor(1, 2), ends)])
+    assert len(alarms) == 1
+    assert "cancelled" in alarms[0]
+    record = await store.ticket("gig", "t" * 22)
+    assert record is not None
+    assert (record.status, record.ended_at, record.reference) == (Status.PURCHASED, 7, "pay")
+    assert len(await store.ledger("gig", 0, 100)) == 4
+    await store.close()
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("statement", range(8))
+async def test_killed_at_any_statement_it_copies_once(
+    redis_server: Any, tmp_path: Path, statement: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=10)
+        ticket = await engine.reserve("gig", buyer="ann", quantity=1)
+        await engine.confirm(ticket.id, buyer="ann")
+        real = engine._store._write_db  # type: ignore[attr-defined]
+
+        class Dies:
+            """A connection whose process dies before its n-th statement: nothing after that is done, COMMIT neither."""
+
+            left = statement
+
+            def __getattr__(self, name: str) -> Any:
+                method = getattr(real, name)
+                if name not in ("execute", "executemany"):
+                    return method
+
+                def call(*args: Any) -> Any:
+                    if args[0] != "ROLLBACK":
+                        if Dies.left == 0:
+                            raise Killed
+                        Dies.left -= 1
+                    return method(*args)
+
+                return call
+
+            @property
+            def in_transaction(self) -> bool:
+                return bool(real.in_transaction)
+
+        engine._store._write_db = Dies()  # type: ignore[attr-defined]
+        died = False
+        try:
+            await engine.snapshot()
+        except Killed:
+            died = True
+        engine._store._write_db = real  # type: ignore[attr-defined]
+        assert await engine.snapshot() == (3 if died else 0)
+        assert engine._snapshot.alarms == []
+    assert rows(tmp_path, "SELECT count(*) FROM ledger") == [(3,)]
+    assert rows(tmp_path, "SELECT status FROM tickets") == [("purchased",)]
+
+
+async def test_its_cost_follows_what_is_new(redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    append = SqliteStore.append
+
+    async def counted(self: SqliteStore, stretches: Any) -> list[str]:
+        copied.append(sum(entry.text.count("\n") + 1 for stretch in stretches for entry in stretch.entries))
+        return await append(self, stretches)
+
+    monkeypatch.setattr(SqliteStore, "append", counted)
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=5000)
+        await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(3000)))
+        assert await engine.snapshot() == 3001
+        assert sum(copied) == 3001
+        copied.clear()
+        await engine.reserve("gig", buyer="zoe", quantity=1)
+        assert await engine.snapshot() == 1
+        assert copied == [1]
+
+
+async def test_the_ledger_is_trimmed_below_the_cursor_only(
+    redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.engine.snapshot.KEEP_TRANSITIONS", 10)
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=5000)
+        for _ in range(400):
+            await engine.reserve("gig", buyer="ann", quantity=1)
+        assert await engine._server.call("XLEN", slot_keys("gig").ledger) == 401
+        await engine.snapshot()
+        # Redis trims whole nodes of a hundred entries.
+        assert 10 <= await engine._server.call("XLEN", slot_keys("gig").ledger) < 250
+        await engine.reserve("gig", buyer="ann", quantity=1)
+        assert await engine.snapshot() == 1
+        told = [t.sequence for e in await engine._store.ledger("gig", 0, 1000) for t in e.transitions()]
+        assert told == list(range(1, 403))
+
+
+async def test_while_the_store_is_away_selling_goes_on_and_is_copied_later(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=10)
+        locker = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+        engine._store._write_db.execute("PRAGMA busy_timeout = 50")  # type: ignore[attr-defined]
+        locker.execute("BEGIN EXCLUSIVE")
+        ticket = await engine.reserve("gig", buyer="ann", quantity=1)
+        await engine.confirm(ticket.id, buyer="ann")
+        with pytest.raises(NotReady):
+            await engine.snapshot()
+        with pytest.raises(NotReady):
+            await engine.create_sale("other", name="Other", capacity=1)
+        locker.execute("ROLLBACK")
+        locker.close()
+        assert await engine.snapshot() == 3
+        await engine.create_sale("other", name="Other", capacity=1)
+
+
+async def test_a_creation_that_died_between_store_and_redis_is_finished(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        create = engine._scripts.create
+
+        async def dies(*args: Any) -> Any:
+            raise Killed
+
+        engine._scripts.create = dies  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            await engine.create_sale("gig", name="Gig", capacity=10)
+        engine._scripts.create = create  # type: ignore[method-assign]
+        assert (await engine.readiness()).ready
+        assert (await engine.reserve("gig", buyer="ann", quantity=1)).quantity == 1
+        assert not (await engine.create_sale("gig", name="Gig", capacity=10)).created
+
+
+async def test_an_amendment_that_died_halfway_is_made_or_not_made(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=10)
+        amend, settle = engine._scripts.amend, engine._store.settle
+
+        async def dies(*args: Any) -> Any:
+            raise Killed
+
+        engine._scripts.amend = dies  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            await engine.amend_sale("gig", {"capacity": 20})
+        engine._scripts.amend = amend  # type: ignore[method-assign]
+        assert (await engine.sale("gig")).items[0].capacity == 10
+        engine._store.settle = dies  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            await engine.amend_sale("gig", {"capacity": 30})
+        engine._store.settle = settle  # type: ignore[method-assign]
+        assert (await engine.sale("gig")).items[0].capacity == 30
+        await engine.snapshot()
+        stored = await engine._store.sale("gig")
+        assert stored is not None
+        assert stored.known.items[0].capacity == 30
+        assert stored.pending is None
+
+
+async def test_another_secret_is_refused(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path):
+        pass
+    with pytest.raises(ConfigurationError, match="another one"):
+        async with connect(redis_server, tmp_path, secret="quite another secret"):
+            pass
+    with pytest.raises(ConfigurationError, match="too few"):
+        async with connect(redis_server, tmp_path, secret="short"):
+            pass
+    async with connect(redis_server, tmp_path) as engine:
+        assert await engine.kept("token", lambda: "one") == "one"
+        assert await engine.kept("token", lambda: "two") == "one"
+    assert (tmp_path / "store.db").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "sqlite://relative", "sqlite:///", "nonsense", ""])
+async def test_a_store_that_is_not_known_is_refused(redis_server: Any, url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        async with Engine.connect(redis_server.url, store=url):
+            pass
+
+
+async def test_a_newer_schema_is_refused(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(ConfigurationError, match="schema 99"):
+        async with connect(redis_server, tmp_path):
+            pass
