@@ -1,4 +1,4 @@
-"""Redis that came back with less than the store knows: nothing is sold before recovery, nothing stored is lost by it."""
+"""A Redis that came back with less than the store knows: it sells nothing before recovery, which loses nothing stored."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.engine import ConfigurationError, Engine, NotReady, Status
 from holdfast.engine.keys import slot_keys
-from holdfast.engine.records import Entry
+from holdfast.engine.records import Definition, Entry, ItemDefinition
 from holdfast.engine.store import Copied, Cursor, CursorMoved, open_store
 from holdfast.engine.store.sqlite import SqliteStore
 
@@ -79,11 +79,9 @@ async def test_two_snapshotters_at_once_copy_everything_once(redis_server: Any, 
 async def test_a_cursor_that_has_moved_refuses_the_whole_append(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path / 'store.db'}")
     await store.open()
-    engine_definition = '{"id":"gig","name":"g","items":[{"sku":"general","name":"g","capacity":5,"max_per_buyer":null}],"hold_ms":1,"max_per_buyer":null,"opens_at":null,"closes_at":null,"version":1,"origin":"o"}'
-    from holdfast.engine.records import Definition
-
-    await store.begin_sale(Definition.from_json(engine_definition))
-    entries = [Entry(1, 1, 5, f"s {engine_definition}"), Entry(1, 2, 6, f"r {'t' * 22} 1:2 {'b' * 22} 99")]
+    definition = Definition("gig", "g", (ItemDefinition("general", "g", 5, None),), 1, None, None, None, 1, "o")
+    await store.begin_sale(definition)
+    entries = [Entry(1, 1, 5, f"s {definition.json()}"), Entry(1, 2, 6, f"r {'t' * 22} 1:2 {'b' * 22} 99")]
     await store.append([Copied("gig", Cursor(0, 0), entries)])
     with pytest.raises(CursorMoved):
         await store.append([Copied("gig", Cursor(0, 0), entries)])
