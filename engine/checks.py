@@ -12,6 +12,7 @@ from holdfast.engine.records import Definition, ItemDefinition, pack_lines
 from holdfast.engine.values import ItemSpec, Line
 
 _NAME = re.compile(limits.NAME_PATTERN)
+_KEY = re.compile(rf"[!-~]{{1,{limits.KEY_CHARS_MAX}}}")
 #: Control characters, which would break a ledger line, and lone surrogates, which UTF-8 cannot carry.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -53,14 +54,7 @@ def buyer(value: object) -> str:
 
 def key(value: object) -> str | None:
     """An idempotency key, or None."""
-    if value is None:
-        return None
-    if (
-        not isinstance(value, str)
-        or not 1 <= len(value) <= limits.KEY_CHARS_MAX
-        or not value.isascii()
-        or not value.isprintable()
-    ):
+    if value is not None and (not isinstance(value, str) or not _KEY.fullmatch(value)):
         raise InvalidRequest("/key", f"must be 1 to {limits.KEY_CHARS_MAX} visible ASCII characters")
     return value
 

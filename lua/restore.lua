@@ -1,7 +1,7 @@
 -- Fills a part of a fenced slot: tickets, buyers or deadlines, a batch at a time.
 --
 -- KEYS     sale tickets buyers deadlines
--- ARGV     token: the fence's; part: tickets, buyers or deadlines; then field and value, or member and score, in turn
+-- ARGV     token: the fence's; part: tickets, buyers or deadlines; then field and value, or score and member, in turn
 -- Returns  {ok}, or {fenced} where another holds the fence
 -- Ledger   nothing
 --@include fence

@@ -152,3 +152,17 @@ async def test_any_printable_reference_is_kept_as_it_is(engine: Engine, referenc
     record = await engine._store.ticket("gig", ticket.id.partition(".")[2])
     assert record is not None
     assert record.ticket("gig", slot.definition, 0).reference == reference
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "é", "a\n", 7, "\x00"])
+async def test_a_key_that_is_no_key_is_refused(engine: Engine, key: object) -> None:
+    ticket = await engine.reserve("gig", buyer="ann", quantity=1)
+    for call in (
+        engine.reserve("gig", buyer="ann", quantity=1, key=key),  # type: ignore[arg-type]
+        engine.confirm(ticket.id, buyer="ann", key=key),  # type: ignore[arg-type]
+        engine.cancel(ticket.id, buyer="ann", key=key),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            await call
+        assert refused.value.pointer == "/key"
+    assert await counters(engine) == (9, 1, 0)

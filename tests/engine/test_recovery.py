@@ -1,4 +1,4 @@
-"""A Redis that came back with less than the store knows: it sells nothing before recovery, which loses nothing stored."""
+"""A Redis that came back with less than the store knows: it sells nothing before recovery, which loses nothing kept."""
 
 from __future__ import annotations
 

