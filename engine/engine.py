@@ -43,7 +43,7 @@ from holdfast.engine.errors import (
 from holdfast.engine.expirations import expirations
 from holdfast.engine.identity import random_id, split_ticket
 from holdfast.engine.leases import Leases
-from holdfast.engine.limits import HOLD_MS_DEFAULT
+from holdfast.engine.limits import HOLD_MS_DEFAULT, INSTANT_MS_MAX
 from holdfast.engine.listener import Listener
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Record
@@ -710,7 +710,12 @@ def _position(cursor: str | None, *kinds: type) -> list[Any] | None:
     try:
         position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if isinstance(position, list) and [type(part) for part in position] == list(kinds):
+            for part in position:
+                if isinstance(part, str):
+                    part.encode()  # a lone surrogate is nothing that the store could look for
+                elif not 0 <= part <= INSTANT_MS_MAX:
+                    raise ValueError
             return position
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         pass
     raise InvalidRequest("/cursor", "is not a cursor that this listing gave")

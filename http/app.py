@@ -1,0 +1,223 @@
+"""The aiohttp application: its routes, and what surrounds every request.
+
+Inside, everything raises; here every exception becomes an answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import secrets
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
+from aiohttp.typedefs import Handler, Middleware
+
+from holdfast.engine import ConfigurationError, Engine, HoldfastError
+
+from . import health, sales, tickets
+from .bodies import BODY_BYTES_MAX
+from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig
+from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, problem
+
+log = logging.getLogger("holdfast.http")
+
+REQUEST_ID_HEADER = "X-Request-Id"
+
+#: What the answers call us: no versions, which only help whoever looks for an old one.
+SERVER_NAME = "Holdfast"
+
+NOTHING_HERE = "There is nothing at this path."
+
+#: What a request id from outside may look like: it goes into logs and headers.
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Route(NamedTuple):
+    """One line of the routing table; GET answers HEAD too."""
+
+    method: str
+    path: str
+    handler: Handler
+
+
+#: Every call there is.
+ROUTES = (
+    Route("POST", "/sales", sales.create_sale),
+    Route("GET", "/sales", sales.list_sales),
+    Route("GET", "/sales/{sale}", sales.show_sale),
+    Route("PATCH", "/sales/{sale}", sales.amend_sale),
+    Route("POST", "/sales/{sale}/tickets", tickets.reserve),
+    Route("GET", "/sales/{sale}/tickets", tickets.list_tickets),
+    Route("GET", "/tickets/{ticket}", tickets.show_ticket),
+    Route("POST", "/tickets/{ticket}/payment", tickets.pay),
+    Route("DELETE", "/tickets/{ticket}/payment", tickets.cancel),
+    Route("GET", "/healthz", health.healthz),
+    Route("GET", "/readyz", health.readyz),
+)
+
+
+def create_app(engine: Engine, config: AppConfig) -> web.Application:
+    """The whole HTTP face of an engine.
+
+    Parameters
+    ----------
+    engine: started, and closed by whoever started it.
+    config: the checked settings.
+    """
+    app = web.Application(middlewares=[_surround(config.allow_origins)], client_max_size=BODY_BYTES_MAX)
+    app[ENGINE] = engine
+    app[CONFIG] = config
+    _add_routes(app.router, ROUTES)
+    return app
+
+
+# Routes ---------------------------------------------------------------------------------------------------------------
+
+
+def _add_routes(router: web.UrlDispatcher, routes: Iterable[Route]) -> None:
+    """Every path gets its methods, and a last one that refuses all others; every other path is refused too.
+
+    aiohttp would do that by itself, but outside the middleware's reach, with answers of its own.
+    """
+    handlers: dict[str, dict[str, Handler]] = {}
+    for method, path, handler in routes:
+        handlers.setdefault(path, {})[method] = handler
+        if method == hdrs.METH_GET:
+            handlers[path][hdrs.METH_HEAD] = handler
+    for path, by_method in handlers.items():
+        resource = router.add_resource(path)
+        for method, handler in by_method.items():
+            resource.add_route(method, handler, expect_handler=_expect)
+        resource.add_route(hdrs.METH_ANY, _method_not_allowed(sorted(by_method)), expect_handler=_expect)
+    router.add_resource("/{path:.*}").add_route(hdrs.METH_ANY, _unknown_route, expect_handler=_expect)
+
+
+def _method_not_allowed(allowed: list[str]) -> Handler:
+    allow = ", ".join(allowed)
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        raise MethodNotAllowed(f"Only {allow} work here.", headers={hdrs.ALLOW: allow})
+
+    return refuse
+
+
+async def _unknown_route(request: web.Request) -> web.StreamResponse:
+    raise UnknownRoute(NOTHING_HERE)
+
+
+async def _expect(request: web.Request) -> None:
+    """Invite a body that waits to be invited, unless it is too large anyway; any other expectation is ignored."""
+    if (
+        request.version >= HttpVersion11
+        and request.headers[hdrs.EXPECT].lower() == "100-continue"
+        and (request.content_length or 0) <= BODY_BYTES_MAX
+    ):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # These bytes are no part of the answer; aiohttp would take it for begun.
+        request.writer.output_size = 0
+
+
+# Around every request -------------------------------------------------------------------------------------------------
+
+
+def _surround(allow_origins: frozenset[str]) -> Middleware:
+    cors = CrossOrigin(allow_origins) if allow_origins else None
+    # Counted, not drawn: it is made for every request, and only has to be unlike the others.
+    prefix = secrets.token_hex(4)
+    counter = itertools.count(1)
+
+    @web.middleware
+    async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_id = request.headers.get(REQUEST_ID_HEADER)
+        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+            request_id = f"{prefix}-{next(counter)}"
+        request[REQUEST_ID] = request_id
+        response: web.StreamResponse | None = cors.preflight(request) if cors is not None else None
+        if response is None:
+            try:
+                response = await handler(request)
+            except ConfigurationError:
+                # No answer to a request: a mistake of the operator's that shows only now.
+                response = _internal_error(request, request_id)
+            except (HoldfastError, HttpError) as error:
+                response = problem(error, request_id)
+            except web.HTTPNotFound:
+                # aiohttp's own, for targets without a path: `OPTIONS *`, `CONNECT host:443`.
+                response = problem(UnknownRoute(NOTHING_HERE), request_id)
+            except ConnectionError:
+                # The client is gone; aiohttp finds that out again when it writes, and is silent about it.
+                response = problem(InternalError("The connection was lost."), request_id)
+            except Exception:
+                response = _internal_error(request, request_id)
+        headers = response.headers
+        headers[REQUEST_ID_HEADER] = request_id
+        headers[hdrs.SERVER] = SERVER_NAME
+        if cors is not None:
+            cors.mark(request, response)
+        return response
+
+    return surround
+
+
+def _internal_error(request: web.Request, request_id: str) -> web.Response:
+    log.exception("request %s: %s %r failed", request_id, request.method, request.path)
+    return problem(
+        InternalError("Something went wrong here; the operator's log has it under this request's id."), request_id
+    )
+
+
+class CrossOrigin:
+    """What pages of other origins may do: the public and the buyers' calls, never with a browser's credentials.
+
+    Parameters
+    ----------
+    allow_origins: origins, or `*` among them for any.
+    """
+
+    #: Headers that a page may send, and those that it may read.
+    REQUEST_HEADERS = "Content-Type, Idempotency-Key, X-Buyer-Fingerprint, X-Buyer-Token, X-Request-Id"
+    RESPONSE_HEADERS = "Idempotent-Replayed, Location, Retry-After, X-Request-Id"
+    METHODS = "DELETE, GET, HEAD, POST"
+
+    #: Seconds for which a browser may remember a preflight.
+    MAX_AGE_SECONDS = "600"
+
+    def __init__(self, allow_origins: frozenset[str]) -> None:
+        self._any = "*" in allow_origins
+        self._origins = allow_origins
+
+    def _allowed(self, request: web.Request) -> str | None:
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None:
+            return None
+        if self._any:
+            return "*"
+        return origin if origin in self._origins else None
+
+    def preflight(self, request: web.Request) -> web.Response | None:
+        """The answer to a browser that asks beforehand; None when this is not that, or not from an allowed origin."""
+        if request.method != hdrs.METH_OPTIONS or hdrs.ACCESS_CONTROL_REQUEST_METHOD not in request.headers:
+            return None
+        if self._allowed(request) is None:
+            return None
+        return web.Response(
+            status=204,
+            headers={
+                hdrs.ACCESS_CONTROL_ALLOW_METHODS: self.METHODS,
+                hdrs.ACCESS_CONTROL_ALLOW_HEADERS: self.REQUEST_HEADERS,
+                hdrs.ACCESS_CONTROL_MAX_AGE: self.MAX_AGE_SECONDS,
+            },
+        )
+
+    def mark(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Say in an answer which origin may read it."""
+        if not self._any:
+            response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+        origin = self._allowed(request)
+        if origin is not None:
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = self.RESPONSE_HEADERS

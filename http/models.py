@@ -1,0 +1,270 @@
+"""Bodies in and out: what each call takes (pydantic, from the bytes as they came) and what it answers.
+
+A field that may be left out has a default that validation would refuse (`0` for a quantity, `""` for a name), so that
+"absent" needs no `null`: `null` is accepted only where it has a meaning of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Annotated, Literal, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from holdfast.engine import Sale, Status, Ticket, limits
+
+UTC_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+
+#: A capacity that was not given: 0 is a capacity.
+NO_CAPACITY = -1
+
+#: Visible ASCII: a fingerprint must be spelled alike in a header and in a body.
+FINGERPRINT_PATTERN = rf"^[\x21-\x7e]{{{limits.FINGERPRINT_CHARS_MIN},{limits.FINGERPRINT_CHARS_MAX}}}$"
+
+#: A buyer as the operator or a token names it: anything printable, so that it can never spell a derived one.
+BUYER_PATTERN = rf"^[^\x00-\x1f\x7f]{{1,{limits.BUYER_CHARS_MAX}}}$"
+
+#: What people read: one line of it.
+TEXT_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+
+#: What each pattern means, for a person.
+PATTERN_SENTENCES = {
+    limits.NAME_PATTERN: "must be 1 to 64 lower-case letters, digits and hyphens, and start with a letter or a digit",
+    FINGERPRINT_PATTERN: (
+        f"must be {limits.FINGERPRINT_CHARS_MIN} to {limits.FINGERPRINT_CHARS_MAX} visible ASCII characters"
+    ),
+    BUYER_PATTERN: f"must be 1 to {limits.BUYER_CHARS_MAX} characters without control characters",
+    TEXT_PATTERN: "must not be empty and must not contain control characters",
+}
+
+_RFC3339 = re.compile(r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
+
+
+# Times ----------------------------------------------------------------------------------------------------------------
+
+
+def instant_ms(text: object) -> int:
+    """An RFC 3339 instant with an offset as Unix milliseconds; what is finer than that is cut off.
+
+    Raises
+    ------
+    PydanticCustomError: it is not one, or lies before 1970.
+    """
+    match = _RFC3339.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        _refuse_instant()
+    date, clock, fraction, offset = match.groups()
+    milliseconds = (fraction or "0")[:3].ljust(3, "0")
+    try:
+        instant = datetime.fromisoformat(f"{date}T{clock}.{milliseconds}{'+00:00' if offset in 'Zz' else offset}")
+    except ValueError:
+        _refuse_instant()
+    value = (instant - UTC_EPOCH) // MILLISECOND
+    if not 0 <= value <= limits.INSTANT_MS_MAX:
+        raise PydanticCustomError("instant_range", "must lie between the years 1970 and 9999")
+    return value
+
+
+def _refuse_instant() -> NoReturn:
+    raise PydanticCustomError("instant", "must be a time with an offset, such as 2026-11-27T12:00:00Z")
+
+
+@lru_cache(maxsize=4096)
+def _second_text(second: int) -> str:
+    # Cached: in a stampede nearly all instants fall into a few seconds.
+    return (UTC_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def instant_text(unix_ms: int) -> str:
+    """Unix milliseconds as `2026-11-27T12:00:00.000Z`."""
+    second, millisecond = divmod(unix_ms, 1000)
+    return f"{_second_text(second)}.{millisecond:03d}Z"
+
+
+# Bodies in ------------------------------------------------------------------------------------------------------------
+
+Name = Annotated[str, Field(pattern=limits.NAME_PATTERN)]
+DisplayName = Annotated[str, Field(pattern=TEXT_PATTERN, max_length=limits.DISPLAY_NAME_CHARS_MAX)]
+Capacity = Annotated[int, Field(ge=0, le=limits.CAPACITY_MAX)]
+PerBuyer = Annotated[int, Field(ge=1, le=limits.CAPACITY_MAX)]
+HoldMs = Annotated[int, Field(ge=limits.HOLD_MS_MIN, le=limits.HOLD_MS_MAX)]
+Quantity = Annotated[int, Field(ge=1, le=limits.QUANTITY_MAX)]
+Fingerprint = Annotated[str, Field(pattern=FINGERPRINT_PATTERN)]
+Buyer = Annotated[str, Field(pattern=BUYER_PATTERN)]
+Reference = Annotated[str, Field(pattern=TEXT_PATTERN, max_length=limits.REFERENCE_CHARS_MAX)]
+Instant = Annotated[int, BeforeValidator(instant_ms), WithJsonSchema({"type": "string", "format": "date-time"})]
+
+
+class Body(BaseModel):
+    """A body that takes exactly its fields, each in exactly its JSON type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class ItemBody(Body):
+    """An item of a new sale."""
+
+    sku: Name
+    capacity: Capacity
+    name: DisplayName = ""
+    max_per_buyer: PerBuyer | None = None
+
+
+class CreateSaleBody(Body):
+    """`POST /sales`. Either `capacity` or `items`."""
+
+    id: Name = ""
+    name: DisplayName
+    capacity: Capacity = NO_CAPACITY
+    items: Annotated[list[ItemBody], Field(min_length=1, max_length=limits.ITEMS_MAX)] = []
+    hold_ms: HoldMs = limits.HOLD_MS_DEFAULT
+    max_per_buyer: PerBuyer | None = None
+    opens_at: Instant | None = None
+    closes_at: Instant | None = None
+
+
+class AmendItemBody(Body):
+    """An item in a merge patch, found by its sku; one that is not there yet is added."""
+
+    sku: Name
+    capacity: Capacity = NO_CAPACITY
+    name: DisplayName = ""
+    max_per_buyer: PerBuyer | None = None
+
+
+class AmendSaleBody(Body):
+    """`PATCH /sales/{sale}`: what is given changes, `null` takes a limit or an end of the window away."""
+
+    name: DisplayName = ""
+    capacity: Capacity = NO_CAPACITY
+    items: Annotated[list[AmendItemBody], Field(min_length=1, max_length=limits.ITEMS_MAX)] = []
+    hold_ms: HoldMs = 0
+    max_per_buyer: PerBuyer | None = None
+    opens_at: Instant | None = None
+    closes_at: Instant | None = None
+
+    def changes(self) -> dict[str, object]:
+        """What was given, as the engine takes it."""
+        changes = {name: getattr(self, name) for name in self.model_fields_set}
+        if "items" in changes:
+            changes["items"] = [item.model_dump(exclude_unset=True) for item in self.items]
+        return changes
+
+
+class LineBody(Body):
+    """So many units of one item."""
+
+    sku: Name
+    quantity: Quantity
+
+
+class ReserveBody(Body):
+    """`POST /sales/{sale}/tickets`. Either `quantity` or `lines`."""
+
+    quantity: Quantity = 0
+    lines: Annotated[list[LineBody], Field(min_length=1, max_length=limits.LINES_MAX)] = []
+    fingerprint: Fingerprint = ""
+    buyer: Buyer = ""
+
+
+class PaymentBody(Body):
+    """`POST /tickets/{id}/payment`; every field may be left out, and so may the body."""
+
+    reference: Reference = ""
+    outcome: Literal["approve", "decline"] = "approve"
+    fingerprint: Fingerprint = ""
+    buyer: Buyer = ""
+
+
+# What was wrong with a body -------------------------------------------------------------------------------------------
+
+#: pydantic's kinds of error in our words; `{}` takes from the error's context.
+_SENTENCES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a field of this call",
+    "int_type": "must be a whole number, without a fraction and without quotes",
+    "int_parsing_size": "is too large a number",
+    "string_type": "must be a string",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_unicode": "must be valid Unicode",
+    "list_type": "must be an array",
+    "too_short": "must have at least {min_length} entry",
+    "too_long": "must have at most {max_length} entries",
+    "model_type": "must be an object",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+}
+
+
+def pointer(location: tuple[int | str, ...]) -> str:
+    """A place in a document as a JSON pointer (RFC 6901)."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def sentence(error: ErrorDetails) -> str:
+    """What is wrong with a value, for a person."""
+    context = error.get("ctx", {})
+    kind = error["type"]
+    if kind == "string_pattern_mismatch":
+        return PATTERN_SENTENCES[context["pattern"]]
+    template = _SENTENCES.get(kind)
+    # Our own errors (an instant) bring their sentence with them.
+    return template.format(**context) if template else error["msg"]
+
+
+# Bodies out -----------------------------------------------------------------------------------------------------------
+
+_ENDED_FIELDS = {Status.PURCHASED: "purchased_at", Status.CANCELLED: "cancelled_at", Status.EXPIRED: "expired_at"}
+
+
+def ticket_json(ticket: Ticket, *, private: bool) -> dict[str, object]:
+    """A ticket as it is answered.
+
+    Parameters
+    ----------
+    private: the reader is its owner or the operator, who may see `reference`. The buyer is shown to nobody.
+    """
+    body: dict[str, object] = {
+        "id": ticket.id,
+        "sale": ticket.sale,
+        "status": ticket.status.value,
+        "lines": [{"sku": line.sku, "quantity": line.quantity} for line in ticket.lines],
+        "quantity": ticket.quantity,
+        "reserved_at": instant_text(ticket.reserved_at),
+        "expires_at": instant_text(ticket.expires_at),
+        "expires_in_ms": ticket.expires_in_ms,
+    }
+    if ticket.ended_at is not None:
+        body[_ENDED_FIELDS[ticket.status]] = instant_text(ticket.ended_at)
+    if private and ticket.reference is not None:
+        body["reference"] = ticket.reference
+    return body
+
+
+def sale_json(sale: Sale) -> dict[str, object]:
+    """A sale as it is answered, with its totals."""
+    items: list[dict[str, object]] = []
+    for item in sale.items:
+        fields: dict[str, object] = {"sku": item.sku, "name": item.name, "capacity": item.capacity}
+        if item.max_per_buyer is not None:
+            fields["max_per_buyer"] = item.max_per_buyer
+        items.append(fields | {"available": item.available, "reserved": item.reserved, "purchased": item.purchased})
+    return {
+        "id": sale.id,
+        "name": sale.name,
+        "items": items,
+        "hold_ms": sale.hold_ms,
+        "max_per_buyer": sale.max_per_buyer,
+        "opens_at": None if sale.opens_at is None else instant_text(sale.opens_at),
+        "closes_at": None if sale.closes_at is None else instant_text(sale.closes_at),
+        "sequence": sale.sequence,
+        "capacity": sum(item.capacity for item in sale.items),
+        "available": sum(item.available for item in sale.items),
+        "reserved": sum(item.reserved for item in sale.items),
+        "purchased": sum(item.purchased for item in sale.items),
+    }

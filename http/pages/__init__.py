@@ -1,0 +1,1 @@
+"""The pages that the server hands to browsers, as package data."""

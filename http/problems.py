@@ -1,0 +1,250 @@
+"""The status of every refusal, and how it is said: RFC 9457 `application/problem+json`.
+
+`TABLE` is the one place where an exception meets a status code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+from aiohttp import web
+
+from holdfast.engine import (
+    AllHeld,
+    AlreadyCancelled,
+    AlreadyPurchased,
+    CapacityInUse,
+    Closed,
+    HoldfastError,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    LimitReached,
+    NotReady,
+    NotYetOpen,
+    NotYourTicket,
+    OutcomeUnknown,
+    Overloaded,
+    PaymentDeclined,
+    SaleExists,
+    SoldOut,
+    TicketExpired,
+    UnknownSale,
+    UnknownTicket,
+)
+
+from .models import instant_text, ticket_json
+
+#: Where a code is explained, relative to the server.
+TYPE_PREFIX = "/docs/errors#"
+
+#: Details that are instants: the engine counts in milliseconds, people and JSON read RFC 3339.
+INSTANT_DETAILS = ("opens_at", "expired_at")
+
+
+class HttpError(Exception):
+    """A refusal that only HTTP knows. `str(error)` is a sentence that a person understands.
+
+    Parameters
+    ----------
+    detail: that sentence.
+    headers: what the answer must carry beside it (`Allow`, `WWW-Authenticate`).
+    closes: the connection cannot be used again, because the rest of the request was not read.
+    """
+
+    code: ClassVar[str]
+
+    def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, closes: bool = False) -> None:
+        super().__init__(detail)
+        self.headers = headers or {}
+        self.closes = closes
+
+
+class MalformedJson(HttpError):
+    """The body is no JSON at all."""
+
+    code = "malformed_json"
+
+
+class InvalidBody(HttpError):
+    """The body is JSON, but not what this call takes.
+
+    Parameters
+    ----------
+    errors: for each mistake a JSON pointer into the body and a sentence.
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, errors: list[dict[str, str]]) -> None:
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(f"{first['pointer'] or 'The body'}: {first['detail']}{more}")
+        self.errors = errors
+
+
+class OperatorTokenRequired(HttpError):
+    """The call is the operator's, and the caller has not shown to be the operator."""
+
+    code = "operator_token_required"
+
+
+class BuyerTokenRequired(HttpError):
+    """Buyers are told apart by signed tokens here, and there was none."""
+
+    code = "buyer_token_required"
+
+
+class InvalidBuyerToken(HttpError):
+    """The buyer's token is not signed with our key, has run out, or names nobody."""
+
+    code = "invalid_buyer_token"
+
+
+class UnknownRoute(HttpError):
+    """Nothing lives at this path."""
+
+    code = "unknown_route"
+
+
+class MethodNotAllowed(HttpError):
+    """The path exists, but not with this method; the `Allow` header names those that do."""
+
+    code = "method_not_allowed"
+
+
+class RequestTimeout(HttpError):
+    """The body did not arrive in time."""
+
+    code = "request_timeout"
+
+
+class BodyTooLarge(HttpError):
+    """The body is larger than this call takes."""
+
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(HttpError):
+    """The body is not JSON by its own description."""
+
+    code = "unsupported_media_type"
+
+
+class InternalError(HttpError):
+    """A mistake of ours; the log has what happened, under the request's id."""
+
+    code = "internal_error"
+
+
+class Kind(NamedTuple):
+    """How one kind of refusal is said: its status, and a title that never changes."""
+
+    status: int
+    title: str
+
+
+#: Every exception that can be answered. A test holds this equal to the engine's refusals.
+TABLE: Mapping[type[Exception], Kind] = {
+    MalformedJson: Kind(400, "The body is not JSON"),
+    OperatorTokenRequired: Kind(401, "The operator's token is required"),
+    BuyerTokenRequired: Kind(401, "A buyer token is required"),
+    InvalidBuyerToken: Kind(401, "The buyer token is not valid"),
+    PaymentDeclined: Kind(402, "The payment was declined"),
+    NotYourTicket: Kind(403, "The ticket belongs to another buyer"),
+    UnknownRoute: Kind(404, "Nothing lives here"),
+    UnknownSale: Kind(404, "There is no such sale"),
+    UnknownTicket: Kind(404, "There is no such ticket"),
+    MethodNotAllowed: Kind(405, "The method is not allowed here"),
+    RequestTimeout: Kind(408, "The body did not arrive in time"),
+    SaleExists: Kind(409, "A different sale has this id"),
+    CapacityInUse: Kind(409, "The capacity is held or sold"),
+    NotYetOpen: Kind(409, "The sale has not opened yet"),
+    Closed: Kind(409, "The sale is closed"),
+    LimitReached: Kind(409, "The buyer's limit is reached"),
+    SoldOut: Kind(409, "Sold out"),
+    AllHeld: Kind(409, "Everything left is held"),
+    AlreadyPurchased: Kind(409, "The ticket was purchased already"),
+    AlreadyCancelled: Kind(409, "The ticket was cancelled"),
+    TicketExpired: Kind(410, "The hold has run out"),
+    BodyTooLarge: Kind(413, "The body is too large"),
+    UnsupportedMediaType: Kind(415, "The media type is not supported"),
+    InvalidRequest: Kind(422, "The request is not valid"),
+    InvalidBody: Kind(422, "The request is not valid"),
+    IdempotencyKeyReused: Kind(422, "The idempotency key was used for another request"),
+    InternalError: Kind(500, "Something went wrong here"),
+    NotReady: Kind(503, "Not ready"),
+    Overloaded: Kind(503, "Too many requests are waiting"),
+    OutcomeUnknown: Kind(503, "The outcome is not known"),
+}
+
+
+_KINDS = dict(TABLE)
+
+
+def kind_of(error: type[Exception]) -> Kind:
+    """How a kind of refusal is said; a kind that is not in the table is said like the one that it derives from.
+
+    Raises
+    ------
+    LookupError: neither it nor anything that it derives from is in the table.
+    """
+    kind = _KINDS.get(error)
+    if kind is None:
+        kind = next((TABLE[each] for each in error.__mro__ if each in TABLE), None)
+        if kind is None:
+            raise LookupError(f"{error.__name__} has no status")
+        _KINDS[error] = kind
+    return kind
+
+
+def problem(error: HoldfastError | HttpError, request_id: str, **extra: object) -> web.Response:
+    """Say a refusal.
+
+    Parameters
+    ----------
+    error: an instance of a class in `TABLE`, or of one derived from it.
+    request_id: what the log calls this request.
+    extra: further members of the problem object.
+    """
+    kind = kind_of(type(error))
+    details = {**_details(error), **extra}
+    headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
+    if isinstance(error, HttpError):
+        headers.update(error.headers)
+    retry_after_ms = details.get("retry_after_ms")
+    if isinstance(retry_after_ms, int):
+        headers["Retry-After"] = str(max(1, -(-retry_after_ms // 1000)))
+    body: dict[str, object] = {
+        "type": TYPE_PREFIX + error.code,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": str(error),
+        "code": error.code,
+        "request_id": request_id,
+        **details,
+    }
+    # ASCII only: a refusal may quote what was sent, and lone surrogates have no UTF-8.
+    response = web.Response(body=json.dumps(body).encode("ascii"), status=kind.status, headers=headers)
+    if isinstance(error, HttpError) and error.closes:
+        response.force_close()
+    return response
+
+
+def _details(error: HoldfastError | HttpError) -> dict[str, object]:
+    if isinstance(error, InvalidBody):
+        return {"errors": error.errors}
+    if isinstance(error, HttpError):
+        return {}
+    if isinstance(error, InvalidRequest):
+        return {"errors": [{"pointer": error.pointer, "detail": error.detail}]}
+    if isinstance(error, AlreadyPurchased):
+        # Ownership is checked before state: whoever hears this is the owner.
+        return {"ticket": ticket_json(error.ticket, private=True)}
+    details = error.details()
+    for name in INSTANT_DETAILS:
+        instant_ms = details.get(name)
+        if isinstance(instant_ms, int):
+            details[name] = instant_text(instant_ms)
+    return details

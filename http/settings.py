@@ -1,0 +1,103 @@
+"""The settings of the commands: one field is one flag, one `HOLDFAST_` variable, one key in `holdfast.toml`.
+
+Nothing here touches a file or the network; `serve.py` and the command line use the values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from holdfast.engine import ConfigurationError
+
+#: Milliseconds between two snapshots: how much a machine that burns down can forget.
+SNAPSHOT_MS_DEFAULT = 1_000
+
+#: Milliseconds that an ended ticket stays in Redis (24 hours: longer than anyone repeats a request).
+RETENTION_MS_DEFAULT = 24 * 3600 * 1000
+
+PORT_MAX = 65_535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where the data is.
+
+    Parameters
+    ----------
+    data_dir
+        Directory of everything that is kept.
+    redis
+        Redis to use, as a URL (redis://host:6379/0). Without it, Holdfast starts its own.
+    redis_server
+        The redis-server or valkey-server to start instead of the newest that is found.
+    store
+        The durable database (sqlite:///path). Without it, SQLite in the data directory.
+    secret
+        Keys the hashes of buyers and ticket ids. Without it, one is made once and kept.
+    """
+
+    data_dir: Path = Path("holdfast-data")
+    redis: str | None = None
+    redis_server: str | None = None
+    store: str | None = None
+    secret: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings(Settings):
+    """How to serve.
+
+    Parameters
+    ----------
+    host
+        Address to listen on.
+    port
+        Port to listen on; 0 takes a free one and prints it.
+    workers
+        Processes that serve; one, for now.
+    operator_token
+        Opens the operator's calls. Without it, one is made once, kept, and printed.
+    buyer_token_key
+        Buyers must then bring a JWT signed with this key (HS256, at least 32 bytes).
+    trusted_proxy
+        A proxy, as an address or a network, whose X-Forwarded-For is believed; repeatable.
+    allow_origin
+        An origin whose pages may call, such as https://shop.example; repeatable.
+    snapshot_ms
+        Milliseconds between two copies of what is new into the store.
+    retention_ms
+        Milliseconds that ended tickets stay in Redis.
+    recover
+        Rebuild what Redis has lost from the store before serving.
+    demo
+        Create the sale 'demo' when there is no sale at all.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    operator_token: str | None = field(default=None, repr=False)
+    buyer_token_key: str | None = field(default=None, repr=False)
+    trusted_proxy: tuple[str, ...] = ()
+    allow_origin: tuple[str, ...] = ()
+    snapshot_ms: int = SNAPSHOT_MS_DEFAULT
+    retention_ms: int = RETENTION_MS_DEFAULT
+    recover: bool = False
+    demo: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what can never work.
+
+        Raises
+        ------
+        ConfigurationError: with the flag and what it takes.
+        """
+        if not 0 <= self.port <= PORT_MAX:
+            raise ConfigurationError(f"--port must lie between 0 and {PORT_MAX}, not {self.port}.")
+        if self.workers != 1:
+            raise ConfigurationError(f"--workers can only be 1 for now, not {self.workers}.")
+        if self.snapshot_ms < 1:
+            raise ConfigurationError(f"--snapshot-ms must be at least 1, not {self.snapshot_ms}.")
+        if self.retention_ms < 0:
+            raise ConfigurationError(f"--retention-ms must not be negative, not {self.retention_ms}.")

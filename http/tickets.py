@@ -1,0 +1,120 @@
+"""The calls about tickets: reserve, pay, cancel, look."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import hdrs, web
+
+from holdfast.engine import InvalidRequest, Line, Status, Ticket, UnknownTicket
+
+from .bodies import idempotency_key, json_response, read_model, read_query, require_no_body
+from .callers import authenticate, authenticate_reader, require_buyer_name
+from .context import ENGINE
+from .models import PaymentBody, ReserveBody, ticket_json
+from .sales import page_limit, sale_id
+
+#: A slot (a sale, or one of its shards) and 22 base64url characters.
+_TICKET = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?:~[1-9][0-9]{0,3})?\.[A-Za-z0-9_-]{22}", re.ASCII)
+
+_REPLAYED = {"Idempotent-Replayed": "true"}
+
+
+def ticket_id(request: web.Request) -> str:
+    """The ticket that the path names.
+
+    Raises
+    ------
+    UnknownTicket: no ticket can have such an id.
+    """
+    ticket = request.match_info["ticket"]
+    if not _TICKET.fullmatch(ticket):
+        raise UnknownTicket()
+    return ticket
+
+
+def _own_ticket(ticket: Ticket) -> web.Response:
+    return json_response(ticket_json(ticket, private=True), headers=_REPLAYED if ticket.replayed else None)
+
+
+async def reserve(request: web.Request) -> web.Response:
+    """`POST /sales/{sale}/tickets`."""
+    caller = authenticate(request)
+    read_query(request)
+    body = await read_model(request, ReserveBody)
+    if bool(body.quantity) == bool(body.lines):
+        raise InvalidRequest("/quantity", "is required, or 'lines' in its place; one of the two")
+    buyer = caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer)
+    key = idempotency_key(request)
+    ticket = await request.app[ENGINE].reserve(
+        sale_id(request),
+        buyer=buyer,
+        quantity=body.quantity or None,
+        lines=[Line(line.sku, line.quantity) for line in body.lines] or None,
+        key=key,
+    )
+    headers: dict[str, str] = {hdrs.LOCATION: f"/tickets/{ticket.id}"}
+    if ticket.replayed:
+        headers.update(_REPLAYED)
+    return json_response(ticket_json(ticket, private=True), status=201, headers=headers)
+
+
+async def list_tickets(request: web.Request) -> web.Response:
+    """`GET /sales/{sale}/tickets`: a buyer's own, or for the operator all or those of `?buyer=`."""
+    caller = authenticate(request)
+    query = read_query(request, "status", "limit", "cursor", "buyer")
+    named = require_buyer_name(query["buyer"]) if "buyer" in query else ""
+    buyer = caller.named_buyer(buyer=named) if caller.operator else caller.buyer(buyer=named)
+    status = _status(query["status"]) if "status" in query else None
+    limit = page_limit(query.get("limit"))
+    page = await request.app[ENGINE].tickets(
+        sale_id(request), buyer=buyer, status=status, limit=limit, cursor=query.get("cursor")
+    )
+    return json_response({"items": [ticket_json(ticket, private=True) for ticket in page.items], "next": page.next})
+
+
+def _status(text: str) -> Status:
+    try:
+        return Status(text)
+    except ValueError:
+        raise InvalidRequest("/status", f"must be one of {', '.join(Status)}") from None
+
+
+async def show_ticket(request: web.Request) -> web.Response:
+    """`GET /tickets/{ticket}`: whoever has the id may look; only owner and operator see the reference."""
+    caller = authenticate_reader(request)
+    read_query(request)
+    engine = request.app[ENGINE]
+    ticket = await engine.ticket(ticket_id(request))
+    private = caller.operator or (
+        ticket.reference is not None
+        and (buyer := caller.reader()) is not None
+        and engine.buyer_hash(buyer) == ticket.buyer
+    )
+    return json_response(ticket_json(ticket, private=private))
+
+
+async def pay(request: web.Request) -> web.Response:
+    """`POST /tickets/{ticket}/payment`."""
+    caller = authenticate(request)
+    read_query(request)
+    body = await read_model(request, PaymentBody, may_be_empty=True)
+    buyer = caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer)
+    key = idempotency_key(request)
+    ticket = await request.app[ENGINE].confirm(
+        ticket_id(request),
+        buyer=buyer,
+        reference=body.reference or None,
+        key=key,
+        declined=body.outcome == "decline",
+    )
+    return _own_ticket(ticket)
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """`DELETE /tickets/{ticket}/payment`."""
+    caller = authenticate(request)
+    query = read_query(request, "buyer")
+    await require_no_body(request)
+    buyer = caller.buyer(buyer=require_buyer_name(query["buyer"]) if "buyer" in query else "")
+    return _own_ticket(await request.app[ENGINE].cancel(ticket_id(request), buyer=buyer))

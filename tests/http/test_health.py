@@ -1,0 +1,32 @@
+"""Whether the process is up, and whether it can sell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from holdfast.engine import Engine, Readiness
+
+
+async def test_healthy_and_ready(client: Any, gig: str) -> None:
+    health, ready = await client.get("/healthz"), await client.get("/readyz")
+    assert (health.status, await health.json()) == (200, {"status": "ok"})
+    assert (ready.status, await ready.json()) == (200, {"status": "ready"})
+
+
+async def test_health_asks_for_no_token(client: Any) -> None:
+    wrong = {"Authorization": "Bearer wrong"}
+    assert (await client.get("/healthz", headers=wrong)).status == 200
+    assert (await client.get("/readyz", headers=wrong)).status == 200
+
+
+async def test_not_ready_says_why(client: Any, engine: Engine, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def behind() -> Readiness:
+        return Readiness(False, ("'gig' is behind the store", "'duo' is being rebuilt"))
+
+    monkeypatch.setattr(engine, "readiness", behind)
+    problem = await refused(await client.get("/readyz"), 503, "not_ready")
+    assert problem["reasons"] == ["'gig' is behind the store", "'duo' is being rebuilt"]
+    assert problem["retry_after_ms"] > 0
+    assert (await client.get("/healthz")).status == 200

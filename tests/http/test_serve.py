@@ -1,0 +1,240 @@
+"""`holdfast serve`, `listen` and `recover` as processes, on a data directory of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientConnectionError, ClientSession
+
+from holdfast.engine import Engine, Ticket
+from holdfast.http import serve
+from holdfast.http.settings import ServeSettings
+
+#: Seconds in which a process must have said what is awaited.
+PATIENCE = 30
+
+Start = Callable[..., "Command"]
+
+
+class Command:
+    """A running `holdfast` command."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "holdfast.http.cli", *arguments],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A terminal's Ctrl-C for the tests must not be theirs, nor theirs ours.
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")},
+        )
+        self.lines: list[str] = []
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Reads what it prints up to a line that matches."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"no {pattern!r} in {self.lines} {self.process.communicate()[1]}")
+
+    def end(self, number: signal.Signals | None = None) -> tuple[int, str, str]:
+        """Sends a signal, if any, and waits: exit status, what it printed last, and what went to standard error."""
+        if number is not None:
+            self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    commands: list[Command] = []
+
+    def make(*arguments: str) -> Command:
+        commands.append(Command(tmp_path, *arguments))
+        return commands[-1]
+
+    yield make
+    for command in reversed(commands):
+        with command.process as process:
+            if process.poll() is None:
+                process.terminate()
+
+
+def call(url: str, method: str = "GET", body: Any = None, token: str | None = None) -> Any:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=PATIENCE) as answer:
+        return json.load(answer)
+
+
+def paste(line: str) -> Any:
+    """Runs one of the printed lines as a shell would, and reads what comes back."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed, and the printed lines are for curl")
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    return json.loads(done.stdout)
+
+
+def three_lines(server: Command) -> list[str]:
+    """The lines to paste."""
+    server.until("Try it")
+    return [server.until("curl .*").group() for _ in range(3)]
+
+
+def test_a_server_from_start_to_end_and_again(start: Start, tmp_path: Path) -> None:
+    server = start("serve", "--port", "0", "--demo", "--data-dir", "data")
+    address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+    token = server.until(r"operator token: (\S{20,})")[1]
+    reserve, pay, look = three_lines(server)
+    ticket = paste(reserve)
+    assert ticket["status"] == "reserved"
+    paid = paste(pay)
+    assert (paid["id"], paid["status"]) == (ticket["id"], "purchased")
+    assert paste(look)["purchased"] == 1
+    held = call(f"{address}/sales/demo/tickets", "POST", {"quantity": 2})
+
+    # Nobody else gets the directory, nor the port.
+    status, out, err = start("serve", "--port", "0", "--data-dir", "data").end()
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "data" in err
+    port = address.rpartition(":")[2]
+    status, out, err = start("serve", "--port", port, "--data-dir", "other").end()
+    assert (status, out) == (2, "")
+    assert err == f"holdfast: Cannot listen on 127.0.0.1 port {port}: address already in use.\n"
+
+    status, out, err = server.end(signal.SIGINT)
+    assert (status, err) == (0, "")
+
+    # Everything is where it was, and the lines work again.
+    server = start("serve", "--port", "0", "--demo", "--data-dir", "data")
+    address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+    assert server.until(r"operator token: (\S+)")[1] == token
+    reserve, pay, look = three_lines(server)
+    assert call(f"{address}/tickets/{held['id']}")["status"] == "reserved"
+    assert paste(reserve)["status"] == "reserved"
+    assert paste(pay)["status"] == "purchased"
+    sale = paste(look)
+    assert (sale["available"], sale["reserved"], sale["purchased"]) == (96, 2, 2)
+    assert [each["id"] for each in call(f"{address}/sales", token=token)["items"]] == ["demo"]
+    status, _, err = server.end(signal.SIGTERM)
+    assert (status, err) == (0, "")
+
+
+def test_the_lines_with_buyer_tokens_and_a_given_token(start: Start) -> None:
+    server = start(
+        "serve", "--port", "0", "--demo", "--buyer-token-key", "k" * 32, "--operator-token", "a-token-of-the-operator"
+    )
+    server.until("operator token: as configured$")
+    reserve, pay, _ = three_lines(server)
+    assert paste(reserve)["status"] == "reserved"
+    assert paste(pay)["status"] == "purchased"
+    assert not any("a-token-of-the-operator" in line for line in server.lines)
+    assert server.end(signal.SIGINT)[0] == 0
+
+
+def test_listen_and_recover_beside_a_server(start: Start) -> None:
+    server = start("serve", "--port", "0")
+    address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+    token = server.until(r"operator token: (\S+)")[1]
+    call(f"{address}/sales", "POST", {"id": "brief", "name": "Brief", "capacity": 1, "hold_ms": 50}, token)
+    first = call(f"{address}/sales/brief/tickets", "POST", {"quantity": 1})
+    listener = start("listen", "--sale", "brief", "--from-start")
+    line = json.loads(listener.until("brief").string)
+    assert (line["ticket"], line["sale"], line["slot"]) == (first["id"], "brief", "brief")
+    assert line["lines"] == [{"sku": "general", "quantity": 1}]
+    assert line["expired_at"] == first["expires_at"]
+    assert line["at"] >= line["expired_at"]
+    second = call(f"{address}/sales/brief/tickets", "POST", {"quantity": 1})
+    again = json.loads(listener.until("brief").string)
+    assert again["ticket"] == second["id"]
+    assert again["sequence"] > line["sequence"]
+    status, out, err = listener.end(signal.SIGINT)
+    assert (status, out, err) == (0, "", "")
+
+    status, out, err = start("recover").end()
+    assert (status, out, err) == (0, "There is nothing to recover.\n", "")
+    assert call(f"{address}/readyz") == {"status": "ready"}
+    status, out, err = start("recover", "--sale", "nope").end()
+    assert (status, out, err) == (1, "", "holdfast: There is no sale 'nope'.\n")
+
+
+def test_a_reader_that_goes_away(start: Start) -> None:
+    server = start("serve", "--port", "0")
+    address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+    token = server.until(r"operator token: (\S+)")[1]
+    call(f"{address}/sales", "POST", {"id": "brief", "name": "Brief", "capacity": 5, "hold_ms": 50}, token)
+    call(f"{address}/sales/brief/tickets", "POST", {"quantity": 1})
+    listener = start("listen", "--from-start")
+    listener.until("brief")
+    assert listener.process.stdout is not None
+    listener.process.stdout.close()
+    call(f"{address}/sales/brief/tickets", "POST", {"quantity": 1})
+    assert listener.process.wait(PATIENCE) == 0
+    assert listener.process.stderr is not None
+    assert listener.process.stderr.read() == ""
+
+
+def test_version(start: Start) -> None:
+    status, out, _ = start("--version").end()
+    assert status == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", out)
+
+
+async def test_running_requests_are_finished(
+    engine: Engine, gig: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A request that is under way at SIGTERM gets its answer, and no new one is taken."""
+    under_way, look = asyncio.Event(), engine.ticket
+    held = await engine.reserve("gig", buyer="fp-12345678", quantity=1)
+
+    async def slow(ticket: str) -> Ticket:
+        under_way.set()
+        await asyncio.sleep(0.3)
+        return await look(ticket)
+
+    async def nothing() -> None:
+        """The fixture starts and closes the engine."""
+
+    monkeypatch.setattr(engine, "ticket", slow)
+    monkeypatch.setattr(engine, "start", nothing)
+    monkeypatch.setattr(engine, "close", nothing)
+    monkeypatch.setattr(serve.Engine, "connect", lambda *_, **__: engine)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serving = asyncio.create_task(serve.serve(ServeSettings(port=port, operator_token="a-token-of-the-operator")))
+    async with ClientSession() as session:
+        while not serving.done():
+            try:
+                await session.get(f"http://127.0.0.1:{port}/healthz")
+                break
+            except ClientConnectionError:
+                await asyncio.sleep(0.01)
+        else:
+            serving.result()
+        request = asyncio.create_task(session.get(f"http://127.0.0.1:{port}/tickets/{held.id}"))
+        await under_way.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (await request).status == 200
+        await asyncio.wait_for(serving, PATIENCE)
+        monkeypatch.undo()
+        with pytest.raises(ClientConnectionError):
+            await session.get(f"http://127.0.0.1:{port}/healthz")
+    assert "a-token-of-the-operator" not in capsys.readouterr().out
