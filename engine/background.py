@@ -15,8 +15,8 @@ from holdfast.engine.store import StoreError
 log = logging.getLogger("holdfast.background")
 
 
-#: Seconds until a task that goes on after its cancellation is cancelled once more: redis-py sends through wait_for,
-#: which before Python 3.12 may swallow a cancellation.
+#: Seconds until a task that goes on after its cancellation is cancelled once more: libraries that wait through
+#: asyncio.wait_for may swallow one before Python 3.12.
 STOP_AGAIN_S = 0.05
 
 

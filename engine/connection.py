@@ -7,6 +7,7 @@ believed), so connections are redis-py's and the few lines around one command ar
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,10 @@ REPLY_TIMEOUT_S = 5.0
 
 #: Seconds to open a connection on a machine that does not answer at all.
 CONNECT_TIMEOUT_S = 2.0
+
+
+#: Connections of one process. Each carries whole batches, so that a few keep Redis busy; a server allows 10,000.
+CONNECTIONS_MAX = 64
 
 
 class NotSent(Exception):
@@ -72,10 +77,12 @@ class Server:
         self._run_id: str | None = None
         self._free: list[Any] = []
         self._busy: set[Any] = set()
+        self._turn = asyncio.Semaphore(CONNECTIONS_MAX)
         try:
             self.pool = pool or redis_asyncio.ConnectionPool.from_url(
                 url,
-                socket_timeout=REPLY_TIMEOUT_S,
+                # One timer around a command, ours, instead of redis-py's task for each send.
+                socket_timeout=None,
                 socket_connect_timeout=CONNECT_TIMEOUT_S,
                 retry=Retry(NoBackoff(), 0),
                 redis_connect_func=self._greet,
@@ -121,17 +128,24 @@ class Server:
 
         A reply that is an error is returned in its place. Raises as `call`, which is the same for one command.
         """
+        async with self._turn:
+            return await self._send(commands)
+
+    async def _send(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         connection = await self._connection()
         self._busy.add(connection)
         try:
             try:
-                await connection.connect()
+                if not connection.is_connected:
+                    async with asyncio.timeout(REPLY_TIMEOUT_S):
+                        await connection.connect()
             except (RedisError, OSError, TimeoutError) as error:
                 await self._discard(connection)
                 raise NotSent(f"Redis cannot be reached ({type(error).__name__})") from error
             try:
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                return [await self._reply(connection) for _ in commands]
+                async with asyncio.timeout(REPLY_TIMEOUT_S):
+                    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                    return [await self._reply(connection) for _ in commands]
             except (BusyLoadingError, ReadOnlyError) as error:
                 await connection.disconnect(nowait=True)
                 raise NotSent(f"Redis answers: {error}") from error

@@ -74,6 +74,8 @@ class Slots:
         self._store = store
         self._leases = leases
         self._known: dict[str, Slot] = {}
+        #: Sales that are being looked up: in a stampede everybody asks for the same one, and one look is enough.
+        self._loading: dict[str, asyncio.Task[Slot]] = {}
 
     def known(self, name: str) -> Slot | None:
         """The slot if this process has met it."""
@@ -90,7 +92,25 @@ class Slots:
         UnknownSale: the registry has no such sale.
         NotReady: store or Redis does not answer.
         """
-        return self._known.get(name) or await self._load(name)
+        joined = name in self._loading
+        while (slot := self._known.get(name)) is None:
+            if (task := self._loading.get(name)) is None:
+                joined = False
+                task = self._loading[name] = asyncio.create_task(self._load(name))
+                task.add_done_callback(lambda done: self._loaded(name, done))
+            try:
+                return await asyncio.shield(task)
+            except UnknownSale:
+                # A look-up that had begun before we came may have missed a sale that is there now.
+                if not joined:
+                    raise
+        return slot
+
+    def _loaded(self, name: str, task: asyncio.Task[Slot]) -> None:
+        self._loading.pop(name, None)
+        # Those who asked have gone, and nobody else needs to hear how it went.
+        if not task.cancelled():
+            task.exception()
 
     async def _load(self, name: str) -> Slot:
         generation = self._server.generation

@@ -34,7 +34,7 @@ from holdfast.engine.keys import slot_keys
 
 MOVABLE_CLOCK = "local function clock() return tonumber(redis.call('HGET', KEYS[1], 'test-now')) end"
 START = 1_800_000_000_000
-EXAMPLES = int(os.environ.get("HOLDFAST_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("HOLDFAST_EXAMPLES", "15"))
 
 SALES = ("one", "two")
 BUYERS = ("ann", "bob", "cyd")

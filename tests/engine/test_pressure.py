@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.engine import ConfigurationError, Engine, NotReady, OutcomeUnknown, Overloaded, Status
+from holdfast.engine import ConfigurationError, Engine, NotReady, OutcomeUnknown, Overloaded, Status, UnknownSale
 from holdfast.engine.batcher import Batcher
-from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.connection import CONNECTIONS_MAX, NoReply, NotSent, Server
 
 
 def connect(server: Any, tmp_path: Path, **options: Any) -> Engine:
@@ -196,3 +196,40 @@ async def test_a_batch_that_fails_fails_for_each_and_the_next_goes_on() -> None:
     answers = await asyncio.gather(batcher.submit("a"), batcher.submit("b"), return_exceptions=True)
     assert [type(answer) for answer in answers] == [NotReady, NotReady]
     assert await batcher.submit("c") == "c"
+
+
+async def test_a_stampede_on_a_sale_that_this_process_has_not_met_looks_it_up_once(
+    redis_server: Any, tmp_path: Path
+) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=5000)
+    async with connect(redis_server, tmp_path) as engine:
+        looked = 0
+        sale = engine._store.sale
+
+        async def counted(name: str) -> Any:
+            nonlocal looked
+            looked += 1
+            return await sale(name)
+
+        engine._store.sale = counted  # type: ignore[method-assign]
+        tickets = await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(2000)))
+        assert len({ticket.id for ticket in tickets}) == 2000
+        assert looked == 1
+        assert len(engine._server._free) <= CONNECTIONS_MAX
+
+
+async def test_a_look_up_that_began_too_early_does_not_hide_a_new_sale(engine: Engine) -> None:
+    async def ask() -> bool:
+        try:
+            await engine.sale("gig")
+        except UnknownSale:
+            return False
+        return True
+
+    asking = [asyncio.create_task(ask()) for _ in range(50)]
+    await asyncio.sleep(0)
+    made = await engine.create_sale("gig", name="Gig", capacity=1)
+    assert made.created
+    await asyncio.gather(*asking)
+    assert await ask()
