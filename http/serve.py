@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import secrets
 import shlex
 import signal
@@ -69,7 +70,14 @@ def run(settings: ServeSettings) -> None:
     ConfigurationError: it cannot start like this.
     """
     _set_up_logging()
+    _allow_many_connections()
     uvloop.run(serve(settings))
+
+
+def _allow_many_connections() -> None:
+    """Use what the system allows: a connection is an open file, and the usual soft limit is 1,024 of them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def serve(settings: ServeSettings) -> None:

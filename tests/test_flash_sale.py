@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -263,3 +264,36 @@ async def test_a_redis_without_its_files_sells_nothing_until_it_is_recovered(ser
     assert again.tickets == seen.tickets
     assert seen.paid < again.paid
     assert await counters(server, "drop") == (80, 0, 20)
+
+
+@pytest.mark.timeout(120)
+async def test_a_kept_copy_of_the_data_directory_works_elsewhere(server: ServerProcess, tmp_path: Path) -> None:
+    """Copied while the server runs, as a backup would: what was acknowledged a moment before is in it."""
+    server.start()
+    await create(server, "drop", hold_ms=600_000)
+    seen = Seen()
+    await asyncio.gather(*(buy(server, "drop", at, seen, pay=at % 2 == 0) for at in range(20)))
+    moved = ServerProcess(tmp_path / "elsewhere" / "deeper" / "data")
+    shutil.copytree(server.data, moved.data)
+    moved.start("--recover")
+    try:
+        assert moved.operator == server.operator
+        assert await counters(moved, "drop") == (80, 10, 10)
+        again = Seen()
+        await asyncio.gather(*(buy(moved, "drop", at, again, pay=True) for at in range(20)))
+        assert again.tickets == seen.tickets
+        assert await counters(moved, "drop") == (80, 0, 20)
+        assert await counters(server, "drop") == (80, 10, 10)
+    finally:
+        assert moved.stop() == 0
+
+
+def test_the_server_takes_as_many_connections_as_the_system_allows(server: ServerProcess) -> None:
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+    try:
+        server.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    assert server.process is not None
+    assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] == most

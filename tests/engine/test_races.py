@@ -130,3 +130,33 @@ async def test_random_traffic_from_several_processes_leaves_everything_in_agreem
         assert page.next is None
         assert {t.id for t in page.items if t.status is Status.PURCHASED} == {t.id for t in bought}
         assert engine._snapshot.alarms == []
+
+
+async def test_everything_runs_on_a_server_in_cluster_mode(servers: Any, tmp_path: Path) -> None:
+    """Every key of a call in one slot of the cluster: leases, notifications, dropping and recovery included."""
+    url = servers("cluster").empty()
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    async with Engine.connect(url, store=store, snapshot_ms=20, retention_ms=0) as engine:
+        await engine._listener.subscribed.wait()
+        sales = ["one", "two", "three", "four"]
+        for sale in sales:
+            await engine.create_sale(sale, name=sale, capacity=30, hold_ms=250)
+        expiring = engine.expirations(from_start=True)
+        tickets = await asyncio.gather(
+            *(engine.reserve(sale, buyer=f"b{at}", quantity=1) for sale in sales for at in range(30))
+        )
+        await asyncio.gather(
+            *(engine.confirm(t.id, buyer=f"b{at % 30}") for at, t in enumerate(tickets) if at % 3 == 0)
+        )
+        await asyncio.gather(*(engine.cancel(t.id, buyer=f"b{at % 30}") for at, t in enumerate(tickets) if at % 3 == 1))
+        async with asyncio.timeout(10):
+            told = {(await anext(expiring)).ticket for _ in range(40)}
+        assert told == {t.id for at, t in enumerate(tickets) if at % 3 == 2}
+        await expiring.aclose()  # type: ignore[attr-defined]
+        for sale in sales:
+            assert [(i.available, i.purchased) for i in (await engine.sale(sale)).items] == [(20, 10)]
+        await engine.snapshot()
+        assert (await engine.recover(sales)).clean
+        for sale in sales:
+            assert [(i.available, i.purchased) for i in (await engine.sale(sale)).items] == [(20, 10)]
+        assert (await engine.readiness()).ready
