@@ -81,6 +81,12 @@ class Slots:
         """The slot if this process has met it."""
         return self._known.get(name)
 
+    def raise_floor(self, name: str, cursor: Cursor) -> None:
+        """The store has copied this far: a server that has less is not to be believed."""
+        slot = self._known.get(name)
+        if slot is not None and (cursor.epoch, cursor.sequence) > (slot.floor.epoch, slot.floor.sequence):
+            slot.floor = cursor
+
     def all(self) -> list[Slot]:
         return list(self._known.values())
 
@@ -92,9 +98,11 @@ class Slots:
         UnknownSale: the registry has no such sale.
         NotReady: store or Redis does not answer.
         """
-        joined = name in self._loading
+        joined = True
         while (slot := self._known.get(name)) is None:
-            if (task := self._loading.get(name)) is None:
+            task = self._loading.get(name)
+            # One that is done and still here has an end that nobody may wait for again.
+            if task is None or task.done():
                 joined = False
                 task = self._loading[name] = asyncio.create_task(self._load(name))
                 task.add_done_callback(lambda done: self._loaded(name, done))
@@ -107,7 +115,8 @@ class Slots:
         return slot
 
     def _loaded(self, name: str, task: asyncio.Task[Slot]) -> None:
-        self._loading.pop(name, None)
+        if self._loading.get(name) is task:
+            del self._loading[name]
         # Those who asked have gone, and nobody else needs to hear how it went.
         if not task.cancelled():
             task.exception()

@@ -100,9 +100,7 @@ class Snapshot:
             last = stretch.entries[-1]
             cursor = Cursor(last.epoch, last.sequence)
             total += last.sequence - stretch.after.sequence
-            slot = self._slots.known(stretch.slot)
-            if slot is not None:
-                slot.floor = cursor
+            self._slots.raise_floor(stretch.slot, cursor)
             await self._trim(stretch.slot, cursor)
         return total
 

@@ -9,8 +9,9 @@ import logging
 from redis.exceptions import RedisError
 
 from holdfast.engine.connection import Server
+from holdfast.engine.errors import NotReady, OutcomeUnknown, UnknownSale
 from holdfast.engine.keys import slot_keys
-from holdfast.engine.scripts import Refused, Scripts
+from holdfast.engine.scripts import Scripts
 from holdfast.engine.slots import Slots
 from holdfast.engine.store import Store, StoreError
 
@@ -63,18 +64,19 @@ class Sweeper:
         return expired
 
     async def sweep(self, name: str) -> int:
-        """Expires everything that is due in one slot, a bounded call at a time."""
-        # Floor 0-0: sweeping what is due needs no knowledge, and must go on while the store is away.
-        floor = slot.floor.floor if (slot := self._slots.known(name)) else "0-0"
+        """Expires everything that is due in one slot, a bounded call at a time; nothing in a slot that is not ready."""
         expired = 0
-        while True:
-            try:
-                swept = await self._scripts.expire(slot_keys(name), floor)
-            except Refused:
-                return expired
-            expired += swept.expired
-            if not swept.more_due:
-                return expired
+        try:
+            # Through the slot, like every transition: a sweep that wrote into a Redis which has lost something would
+            # bring its sequence up to the store's, and it would pass for whole.
+            slot = await self._slots.get(name)
+            while True:
+                swept = await self._slots.run(slot, lambda floor: self._scripts.expire(slot.keys, floor))
+                expired += swept.expired
+                if not swept.more_due:
+                    return expired
+        except (NotReady, OutcomeUnknown, UnknownSale):
+            return expired
 
     async def pause(self) -> None:
         """Waits for the next look: a tick, or a wake-up."""
@@ -90,9 +92,13 @@ class Sweeper:
             return
         self._discovered = now
         try:
-            self._names = set(await self._store.cursors())
+            progress = await self._store.cursors()
         except StoreError as error:
             log.warning("sales of other processes cannot be looked up: %s", error)
+            return
+        self._names = set(progress)
+        for name, copied in progress.items():
+            self._slots.raise_floor(name, copied.cursor)
 
 
 def _score(head: list[object]) -> float:
