@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from holdfast.engine.errors import Overloaded
-from holdfast.engine.limits import BATCH_MAX, QUEUE_MAX
+from holdfast.engine.errors import NotReady, Overloaded
+from holdfast.engine.limits import BATCH_CHARS_MAX, BATCH_MAX, QUEUE_MAX
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ class Batcher(Generic[T]):
         self._queue_max = queue_max
         self._waiting: deque[tuple[str, asyncio.Future[T]]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def submit(self, entry: str) -> T:
         """The answer to this entry.
@@ -43,7 +44,10 @@ class Batcher(Generic[T]):
         Raises
         ------
         Overloaded: too many wait already; the entry was not queued.
+        NotReady: the engine is closing.
         """
+        if self._closed:
+            raise NotReady("the engine is closing")
         if len(self._waiting) >= self._queue_max:
             raise Overloaded
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -56,10 +60,12 @@ class Batcher(Generic[T]):
     async def _drain(self) -> None:
         while self._waiting:
             batch: list[tuple[str, asyncio.Future[T]]] = []
-            while self._waiting and len(batch) < self._batch_max:
+            room = BATCH_CHARS_MAX
+            while self._waiting and len(batch) < self._batch_max and room > 0:
                 entry, future = self._waiting.popleft()
                 if not future.done():
                     batch.append((entry, future))
+                    room -= len(entry)
             if not batch:
                 break
             try:
@@ -78,6 +84,7 @@ class Batcher(Generic[T]):
         self._task = None
 
     async def drained(self) -> None:
-        """Returns once nothing waits or is under way."""
+        """Takes nothing more, and returns once nothing waits or is under way."""
+        self._closed = True
         while self._task is not None:
             await asyncio.wait([self._task])

@@ -35,6 +35,21 @@ CONNECT_TIMEOUT_S = 2.0
 CONNECTIONS_MAX = 64
 
 
+#: The words with which Redis refuses before anything is done, and whether that passes by itself: a full memory or disk
+#: does not, a server that loads, a replica or a cluster on the move does.
+_REFUSALS = {
+    "OOM": False,
+    "MISCONF": False,
+    "READONLY": True,
+    "MASTERDOWN": True,
+    "NOREPLICAS": True,
+    "CLUSTERDOWN": True,
+    "TRYAGAIN": True,
+    "BUSY": True,
+    "LOADING": True,
+}
+
+
 class NotSent(Exception):
     """Redis did not take the command: nothing has happened.
 
@@ -88,8 +103,12 @@ class Server:
                 redis_connect_func=self._greet,
                 health_check_interval=0,
             )
-        except ValueError as error:
-            raise ConfigurationError(f"the Redis address is not usable: {error}") from None
+        except (ValueError, TypeError):
+            # Not in the library's words, which may quote a part of the password.
+            raise ConfigurationError(
+                "the Redis address is not usable: give redis://, rediss:// or unix://, "
+                "and write the special characters of a password as %XX"
+            ) from None
 
     async def _greet(self, connection: Any) -> None:
         """Asks a new connection which server process it has reached, before anything else is said on it."""
@@ -120,7 +139,7 @@ class Server:
         """
         (reply,) = await self.pipeline([command])
         if isinstance(reply, ResponseError):
-            raise reply
+            raise _refusal(reply) or reply
         return reply
 
     async def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -215,3 +234,11 @@ class Server:
             await connection.disconnect(nowait=True)
         self._free = []
         await self.pool.disconnect()
+
+
+def _refusal(error: ResponseError) -> NotSent | None:
+    """The error as a refusal, if it is one. Older servers wrap it: "ERR Error running script ...: -OOM command ..."."""
+    for word in f"{type(error).__name__} {error}".replace("OutOfMemoryError", "OOM").split():
+        if (word := word.lstrip("-")) in _REFUSALS:
+            return NotSent(f"Redis refuses ({word})", passing=_REFUSALS[word])
+    return None

@@ -257,7 +257,7 @@ class EmbeddedRedis:
             log.error("Redis (pid %s) has ended without being asked; it is started again", self.pid)
             try:
                 await self._restart()
-            except ConfigurationError as error:
+            except (ConfigurationError, OSError) as error:
                 log.error("Redis could not be started again, and is tried once more: %s", error)
 
     def _has_ended(self) -> bool:

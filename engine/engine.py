@@ -9,11 +9,14 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import redis.asyncio as redis_asyncio
+from redis.exceptions import RedisError
 
 from holdfast.engine import checks
 from holdfast.engine.background import Background
@@ -53,7 +56,7 @@ from holdfast.engine.scripts import Answer, Refused, Scripts
 from holdfast.engine.secret import Keeper, establish
 from holdfast.engine.slots import Slot, Slots
 from holdfast.engine.snapshot import Snapshot
-from holdfast.engine.store import StoredSale, StoreError, TicketQuery, open_store
+from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
 from holdfast.engine.sweeper import Sweeper
 from holdfast.engine.values import Expiration, ItemSpec, Line, Page, Readiness, Sale, Status, Ticket
 
@@ -206,22 +209,31 @@ class Engine:
             background.start("redis", self.embedded.keep_alive())
 
     async def close(self) -> None:
-        """Finishes what is under way, takes a last snapshot, and stops the private Redis."""
-        await self._background.stop()
-        if hasattr(self, "_slots"):
-            await self._slots.drained()
-            await self._leases.drained()
-        if self._snapshot_ms is not None and hasattr(self, "_snapshot"):
-            try:
-                await self._snapshot.run()
-            except (NotSent, NoReply, StoreError) as error:
-                log.error("no last snapshot: %s; what is missing is copied after the next start", error)
-        if hasattr(self, "_server"):
-            await self._server.close()
-        if hasattr(self, "_store"):
-            await self._store.close()
-        if self.embedded is not None:
-            await self.embedded.stop()
+        """Refuses new calls, finishes what is under way, takes a last snapshot, and stops the private Redis.
+
+        Whatever fails on the way is logged, and the rest is closed all the same.
+        """
+        async with AsyncExitStack() as closing:
+            # Done in the reverse order.
+            if self.embedded is not None:
+                closing.push_async_callback(self.embedded.stop)
+            if hasattr(self, "_store"):
+                closing.push_async_callback(self._store.close)
+            if hasattr(self, "_server"):
+                closing.push_async_callback(self._server.close)
+            if hasattr(self, "_slots"):
+                closing.push_async_callback(self._finish)
+            closing.push_async_callback(self._background.stop)
+
+    async def _finish(self) -> None:
+        await self._slots.drained()
+        await self._leases.drained()
+        if self._snapshot_ms is None:
+            return
+        try:
+            await self._snapshot.run()
+        except (NotSent, NoReply, StoreError, RedisError) as error:
+            log.error("no last snapshot: %s; what is missing is copied after the next start", error)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -304,6 +316,8 @@ class Engine:
             outcome, item, in_use = await self._slots.run(slot, self._amend(slot, known.version, wanted))
             if outcome in (Outcome.OK, Outcome.REPLAYED):
                 await self._stored(self._store.settle(sale, wanted))
+                # Copied before it is acknowledged: a Redis that loses the amendment is then behind, and does not sell.
+                await self.snapshot()
                 return await self.sale(sale)
             if outcome is Outcome.CAPACITY_IN_USE:
                 await self._stored(self._store.settle(sale, None))
@@ -340,8 +354,16 @@ class Engine:
         checks.page_limit(limit)
         (after,) = _position(cursor, str) or ("",)
         rows = await self._stored(self._store.sales(str(after), limit + 1))
-        items = await asyncio.gather(*(self.sale(row.id) for row in rows[:limit]))
+        items = await asyncio.gather(*(self._listed(row) for row in rows[:limit]))
         return Page(tuple(items), _cursor(rows[limit - 1].id) if len(rows) > limit else None)
+
+    async def _listed(self, stored: StoredSale) -> Sale:
+        """A sale of a listing: one that cannot be read now is listed all the same, with nothing to sell."""
+        try:
+            return await self.sale(stored.id)
+        except NotReady:
+            none = " ".join("0 0 0" for _ in stored.known.items)
+            return replace(stored.known.sale(none, stored.cursor.sequence), ready=False)
 
     # -- tickets ---------------------------------------------------------------------------------------------------
 
@@ -377,20 +399,19 @@ class Engine:
             outcome = answer.outcome
             if outcome is Outcome.OK:
                 reserved_at = answer.now
-                return Record(id, Status.RESERVED, packed, reserved_at, expires_at, who).ticket(
-                    slot.name, slot.definition, answer.now
-                )
+                record = Record(id, Status.RESERVED, packed, reserved_at, expires_at, who)
+                return await self._shown(slot, record, answer.now)
             if outcome is Outcome.CHECK_STORE:
                 stored = await self._stored(self._store.ticket(slot.name, id))
                 if stored is not None:
                     if stored.lines != packed:
                         raise IdempotencyKeyReused
-                    return stored.ticket(slot.name, slot.definition, answer.now, replayed=True)
+                    return await self._shown(slot, stored, answer.now, replayed=True)
                 flag = "s"
             elif outcome is Outcome.SWEEP_FIRST:
                 await self._sweeper.sweep(slot.name)
             else:
-                return self._reserve_refused(slot, id, answer)
+                return await self._reserve_refused(slot, id, answer)
         raise NotReady(f"too many holds of '{sale}' run out at once")
 
     async def _lines(self, slot: Slot, quantity: int | None, lines: Mapping[str, int] | Sequence[Line] | None) -> str:
@@ -401,10 +422,10 @@ class Engine:
             await self._slots.counts(slot)
             return checks.lines(slot.definition, slot.item_of, quantity, lines)
 
-    def _reserve_refused(self, slot: Slot, id: str, answer: Answer) -> Ticket:
+    async def _reserve_refused(self, slot: Slot, id: str, answer: Answer) -> Ticket:
         match answer.outcome:
             case Outcome.REPLAYED:
-                return self._replayed(slot, id, answer)
+                return await self._shown(slot, Record.parse(id, answer.text), answer.now, replayed=True)
             case Outcome.IDEMPOTENCY_KEY_REUSED:
                 raise IdempotencyKeyReused
             case Outcome.NOT_YET_OPEN:
@@ -425,8 +446,11 @@ class Engine:
                 raise NotReady(f"'{slot.name}' in Redis lacks an item that this process knows")
         raise AssertionError(f"reserve answered {answer.outcome}")
 
-    def _replayed(self, slot: Slot, id: str, answer: Answer) -> Ticket:
-        return Record.parse(id, answer.text).ticket(slot.name, slot.definition, answer.now, replayed=True)
+    async def _shown(self, slot: Slot, record: Record, now: int, *, replayed: bool = False) -> Ticket:
+        """The record as callers see it. Another process may have added the item it names: then the sale is read."""
+        if record.last_item > len(slot.definition.items):
+            await self._slots.counts(slot)
+        return record.ticket(slot.name, slot.definition, now, replayed=replayed)
 
     async def confirm(
         self, ticket: str, *, buyer: str, reference: str | None = None, key: str | None = None, declined: bool = False
@@ -457,9 +481,9 @@ class Engine:
             if record.status is Status.PURCHASED and record.operation == operation:
                 if record.reference != paid_as or declined:
                     raise IdempotencyKeyReused
-                return record.ticket(slot.name, slot.definition, answer.now, replayed=True)
-            raise self._ended(slot, record, answer.now)
-        return self._ticket_or_refusal(slot, id, answer)
+                return await self._shown(slot, record, answer.now, replayed=True)
+            raise await self._ended(slot, record, answer.now)
+        return await self._ticket_or_refusal(slot, id, answer)
 
     async def cancel(self, ticket: str, *, buyer: str, key: str | None = None) -> Ticket:
         """Gives a reserved ticket's units back. Cancelling again returns the cancelled ticket, `replayed`.
@@ -478,9 +502,9 @@ class Engine:
             if record.buyer != who:
                 raise NotYourTicket
             if record.status is Status.CANCELLED:
-                return record.ticket(slot.name, slot.definition, answer.now, replayed=True)
-            raise self._ended(slot, record, answer.now)
-        return self._ticket_or_refusal(slot, id, answer)
+                return await self._shown(slot, record, answer.now, replayed=True)
+            raise await self._ended(slot, record, answer.now)
+        return await self._ticket_or_refusal(slot, id, answer)
 
     async def ticket(self, ticket: str) -> Ticket:
         """The ticket as it stands.
@@ -493,7 +517,7 @@ class Engine:
         now, record = await slot.reads.submit(id)
         if record is None:
             record = await self._left_redis(slot, id)
-        return record.ticket(slot.name, slot.definition, now)
+        return await self._shown(slot, record, now)
 
     async def tickets(
         self,
@@ -524,7 +548,7 @@ class Engine:
             await self._stored(self._redis(self._snapshot.run()))
             return await self._page(slot, TicketQuery(slot.name, limit + 1, None, status, after), {}, limit)
         who = self._identity.buyer(checks.buyer(buyer))
-        _, live = await self._slots.run(slot, lambda floor: self._scripts.mine(slot.keys, floor, who))
+        _, live = await self._slots.run(slot, lambda floor: self._scripts.mine(slot.keys, floor, who), reads=True)
         fresh = {record.id: record for record in live if (record.reserved_at, record.id) > after}
         return await self._page(slot, TicketQuery(slot.name, limit + 1, who, None, after), fresh, limit, status)
 
@@ -539,8 +563,7 @@ class Engine:
         reads = await asyncio.gather(*(slot.reads.submit(record.id) for record in rows))
         now = max((now for now, _ in reads), default=0)
         tickets = [
-            (fresh or record).ticket(slot.name, slot.definition, now)
-            for record, (_, fresh) in zip(rows, reads, strict=True)
+            await self._shown(slot, fresh or record, now) for record, (_, fresh) in zip(rows, reads, strict=True)
         ]
         wanted = query.status or status
         last = _cursor(rows[-1].reserved_at, rows[-1].id) if len(merged) > limit else None
@@ -569,23 +592,23 @@ class Engine:
             )
         return record
 
-    def _ended(self, slot: Slot, record: Record, now: int) -> HoldfastError:
+    async def _ended(self, slot: Slot, record: Record, now: int) -> HoldfastError:
         if record.status is Status.PURCHASED:
-            return AlreadyPurchased(record.ticket(slot.name, slot.definition, now))
+            return AlreadyPurchased(await self._shown(slot, record, now))
         return AlreadyCancelled() if record.status is Status.CANCELLED else TicketExpired(record.expires_at)
 
-    def _ticket_or_refusal(self, slot: Slot, id: str, answer: Answer) -> Ticket:
+    async def _ticket_or_refusal(self, slot: Slot, id: str, answer: Answer) -> Ticket:
         match answer.outcome:
             case Outcome.OK:
-                return Record.parse(id, answer.text).ticket(slot.name, slot.definition, answer.now)
+                return await self._shown(slot, Record.parse(id, answer.text), answer.now)
             case Outcome.REPLAYED:
-                return self._replayed(slot, id, answer)
+                return await self._shown(slot, Record.parse(id, answer.text), answer.now, replayed=True)
             case Outcome.NOT_YOUR_TICKET:
                 raise NotYourTicket
             case Outcome.IDEMPOTENCY_KEY_REUSED:
                 raise IdempotencyKeyReused
             case Outcome.ALREADY_PURCHASED:
-                raise AlreadyPurchased(Record.parse(id, answer.text).ticket(slot.name, slot.definition, answer.now))
+                raise await self._ended(slot, Record.parse(id, answer.text), answer.now)
             case Outcome.ALREADY_CANCELLED:
                 raise AlreadyCancelled
             case Outcome.TICKET_EXPIRED:
@@ -662,7 +685,9 @@ class Engine:
                 reports.append(await self._stored(self._redis(self._recovery.recover(stored))))
             except Refused as error:
                 raise NotReady(f"another recovery of '{name}' has taken over") from error
-        self._snapshot.alarms.clear()
+            except CursorMoved as error:
+                raise NotReady(f"another process copied or recovered '{name}' meanwhile: run it again") from error
+            self._snapshot.forget(name)
         return RecoveryReport(tuple(reports))
 
     async def _recover_lost(self) -> None:

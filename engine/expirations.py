@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 from holdfast.engine.background import Background
-from holdfast.engine.connection import Server
+from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.errors import UnknownSale
 from holdfast.engine.feed import beyond, read
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.records import SALE_LINE, Definition, Transition
-from holdfast.engine.store import Cursor, Store
+from holdfast.engine.store import Cursor, Store, StoreError
 from holdfast.engine.values import Expiration
+
+log = logging.getLogger("holdfast.expirations")
 
 #: Seconds between two looks when no notification comes: they are late and lossy.
 POLL_S = 0.5
@@ -50,14 +53,18 @@ async def expirations(
     try:
         while True:
             waker.clear()
-            # Sales that appear while we listen are read from their beginning.
-            await _discover(server, store, readers, sale, name, from_start or not first)
-            first = False
             more = False
-            for reader in readers.values():
-                async for expiration in _new(server, store, reader, name):
-                    more = True
-                    yield expiration
+            try:
+                # Sales that appear while we listen are read from their beginning.
+                await _discover(server, store, readers, sale, name, from_start or not first)
+                first = False
+                for reader in readers.values():
+                    async for expiration in _new(server, store, reader, name):
+                        more = True
+                        yield expiration
+            except (NotSent, NoReply, StoreError) as error:
+                # Redis or the store is away for a moment: the positions are kept, and nothing is missed.
+                log.info("expiries cannot be read now (%s); it is tried again", error)
             if not more:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):

@@ -28,11 +28,12 @@ async def read_redis(server: Server, keys: SlotKeys, after: Cursor, count: int =
     raw = await server.call("XRANGE", keys.ledger, f"({after.epoch}-{after.sequence}", "+", "COUNT", count)
     entries = [Entry.parse(stream_id, fields) for stream_id, fields in raw]
     if entries:
-        if entries[0].first > after.sequence + 1:
+        # After a recovery sequences count on from what was not lost: they only follow within an epoch.
+        if entries[0].first > after.sequence + 1 or entries[0].epoch > max(after.epoch, 1):
             raise Gap
     else:
-        sequence = await server.call("HGET", keys.sale, "sequence")
-        if sequence and int(sequence) > after.sequence:
+        epoch, sequence = await server.call("HMGET", keys.sale, "epoch", "sequence")
+        if epoch and (int(epoch), int(sequence)) > (after.epoch, after.sequence):
             raise Gap
     return entries
 
@@ -42,7 +43,7 @@ async def read(server: Server, store: Store, slot: str, keys: SlotKeys, after: C
     try:
         return await read_redis(server, keys, after)
     except Gap:
-        return await store.ledger(slot, after.sequence, ENTRIES_STEP)
+        return await store.ledger(slot, after, ENTRIES_STEP)
 
 
 def beyond(entries: list[Entry], after: Cursor) -> Iterator[Transition]:

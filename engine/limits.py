@@ -46,6 +46,10 @@ REFERENCE_CHARS_MAX = 255
 #: Tickets that one script call takes. About 4 us each in Redis: 250 keep every call near 1 ms, under the 2 ms promised.
 BATCH_MAX = 250
 
+#: Characters of all entries of one script call: tickets of many lines cost by the line, and their entries grow with
+#: them. 250 entries of one line are about 13,000.
+BATCH_CHARS_MAX = 13_000
+
 #: Tickets of one sale that wait for their turn in one process. At 15,000/s this is more than a second of waiting,
 #: after which refusing with `overloaded` is kinder than queueing.
 QUEUE_MAX = 20_000

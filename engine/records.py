@@ -162,6 +162,11 @@ class Record:
             parts[8],
         )
 
+    @property
+    def last_item(self) -> int:
+        """The highest item number among the lines, which stands last."""
+        return int(self.lines[self.lines.rfind(",") + 1 :].partition(":")[0])
+
     def pack(self) -> str:
         """Writes a record as `lua/includes/tickets.lua` reads it."""
         head = f"{LETTER_OF[self.status]} {self.lines} {self.reserved_at} {self.expires_at} {self.buyer}"

@@ -18,8 +18,9 @@ from holdfast.engine.identity import random_id
 from holdfast.engine.keys import SlotKeys, slot_keys
 from holdfast.engine.leases import Leases
 from holdfast.engine.limits import BATCH_MAX
+from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import LETTER_OF, SALE_LINE, Definition, Entry, Record
-from holdfast.engine.scripts import Scripts
+from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.slots import Slots
 from holdfast.engine.store import Copied, Cursor, Store, StoredSale, TicketQuery
 from holdfast.engine.values import Status
@@ -42,7 +43,7 @@ class SlotReport:
     redis, store: where each stood before, `EPOCH-SEQUENCE`; Redis without the sale stands at 0-0.
     tickets: put back into Redis. held, purchased: units that count as such now.
     appended: transitions that only Redis knew, now in the store as well.
-    conflicts: tickets with two different endings, as sentences; a purchase has won each.
+    conflicts: tickets with two different endings, as sentences; what the store had was kept.
     oversold: skus of which more was sold than there is; their sale stays fenced.
     """
 
@@ -150,7 +151,8 @@ class Recovery:
         appended = await self._drain(sale.id, keys, Cursor(epoch, sequence))
         corrections, conflicts = await self._only_in_redis(sale.id, keys)
         sale = await self._again(sale.id)
-        definition = sale.known
+        definition = await self._newest(sale, keys)
+        await self._still_ours(keys, token)
         cursor = await self._raise_epoch(sale, definition, epoch, corrections)
         await self._scripts.clear(keys, token)
         tally = await self._fill(sale.id, keys, token, definition)
@@ -184,7 +186,22 @@ class Recovery:
             if slot := self._slots.known(sale.id):
                 slot.floor, slot.definition = cursor, definition
         log.warning("recovered %s", report)
+        if (await self._again(sale.id)).cursor.epoch > cursor.epoch:
+            # A recovery that had lost its fence to us raised the epoch after we had read it: Redis is behind again.
+            return await self.recover(await self._again(sale.id))
         return report
+
+    async def _newest(self, sale: StoredSale, keys: SlotKeys) -> Definition:
+        """The newest definition that either side has: tickets may name items of an amendment that was not copied."""
+        text = await self._server.call("HGET", keys.sale, "definition")
+        there = Definition.from_json(text) if text else None
+        known = sale.known
+        return there if there is not None and there.origin == known.origin and there.version > known.version else known
+
+    async def _still_ours(self, keys: SlotKeys, token: str) -> None:
+        fence = await self._server.call("HGET", keys.sale, "fence")
+        if fence != token.encode():
+            raise Refused(Outcome.FENCED)
 
     async def _again(self, id: str) -> StoredSale:
         sale = await self._store.sale(id)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from itertools import takewhile
 
 from holdfast.engine.connection import Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.limits import BATCH_MAX
 from holdfast.engine.records import Entry
 from holdfast.engine.scripts import Refused, Scripts
-from holdfast.engine.store import Store
+from holdfast.engine.store import Cursor, Progress, Store
 
 log = logging.getLogger("holdfast.retention")
 
@@ -46,20 +47,22 @@ class Retention:
         for name, progress in (await self._store.cursors()).items():
             if progress.dropped < progress.cursor.sequence and horizon >= self._not_before.get(name, 0):
                 try:
-                    dropped += await self._drop(name, progress.dropped, progress.cursor.floor, horizon)
+                    dropped += await self._drop(name, progress, horizon)
                 except Refused:
                     continue  # being rebuilt, or behind: nothing may leave
         return dropped
 
-    async def _drop(self, name: str, after: int, floor: str, horizon: int) -> int:
-        keys, dropped = slot_keys(name), 0
-        cursor = int(floor.partition("-")[2])
+    async def _drop(self, name: str, progress: Progress, horizon: int) -> int:
+        keys, cursor, dropped = slot_keys(name), progress.cursor, 0
+        after = progress.dropped
         while True:
-            entries = await self._store.ledger(name, after, ENTRIES_STEP)
-            due = [entry for entry in entries if entry.at <= horizon]
+            entries = await self._store.ledger(name, Cursor(cursor.epoch, after), ENTRIES_STEP)
+            # In order, and no further: a clock that was set back makes later entries look older.
+            due = list(takewhile(lambda entry: entry.at <= horizon, entries))
             ids = _ended(due)
             for at in range(0, len(ids), BATCH_MAX):
-                dropped += await self._scripts.drop(keys, floor, cursor, horizon, ids[at : at + BATCH_MAX])
+                step = ids[at : at + BATCH_MAX]
+                dropped += await self._scripts.drop(keys, cursor.floor, cursor.sequence, horizon, step)
             if due:
                 after = due[-1].sequence
                 await self._store.set_dropped(name, after)

@@ -7,27 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from holdfast import lua
-from holdfast.engine.connection import NotSent, Server
+from holdfast.engine.connection import Server
 from holdfast.engine.keys import SlotKeys
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Record
-
-#: The words with which Redis refuses before anything is done, and whether that passes by itself: a full memory or disk
-#: does not, a server that loads, a replica or a cluster on the move does.
-_REFUSALS = {
-    "OOM": False,
-    "MISCONF": False,
-    "READONLY": True,
-    "MASTERDOWN": True,
-    "NOREPLICAS": True,
-    "CLUSTERDOWN": True,
-    "TRYAGAIN": True,
-    "BUSY": True,
-    "LOADING": True,
-}
 
 
 class Refused(Exception):
@@ -103,17 +89,10 @@ class Scripts:
         NotSent, NoReply: as `Server.call`.
         """
         try:
-            try:
-                reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
-            except NoScriptError:
-                await self._server.call("SCRIPT", "LOAD", self._texts[name])
-                reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
-        except ResponseError as error:
-            # Older servers wrap an error inside a script: "ERR Error running script ...: @user_script: ...: OOM ...".
-            for word in f"{type(error).__name__} {error}".replace("OutOfMemoryError", "OOM").split():
-                if word.lstrip("-") in _REFUSALS:
-                    raise NotSent(f"Redis refuses ({word})", passing=_REFUSALS[word.lstrip("-")]) from error
-            raise
+            reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
+        except NoScriptError:
+            await self._server.call("SCRIPT", "LOAD", self._texts[name])
+            reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
         return reply if isinstance(reply, list) else [reply]
 
     async def _run_slot(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:

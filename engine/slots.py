@@ -61,6 +61,7 @@ class Slot:
         return [f"{self.keys.lease_prefix}{self.name}.{id}" for id in ids]
 
     async def drained(self) -> None:
+        """Refuses new calls, and returns once none is under way."""
         for batcher in (self.reserves, self.confirms, self.cancels, self.reads):
             await batcher.drained()
 
@@ -159,9 +160,12 @@ class Slots:
             raise NotReady(
                 f"Redis has another sale '{slot.name}' than the store: is this the right Redis for this store?"
             )
-        await self._store.settle(slot.name, definition)
+        try:
+            await self._store.settle(slot.name, definition)
+        except StoreError as error:
+            raise NotReady(str(error)) from error
 
-    async def refresh(self, slot: Slot) -> None:
+    async def _refresh(self, slot: Slot) -> None:
         """Learns floor and definition again, after Redis has become another process.
 
         Raises
@@ -174,17 +178,21 @@ class Slots:
             self._known.pop(slot.name, None)
             raise UnknownSale(slot.name)
         slot.floor = stored.cursor
-        fresh = await self._server.call("HGET", slot.keys.sale, "definition")
+        try:
+            fresh = await self._server.call("HGET", slot.keys.sale, "definition")
+        except NoReply as error:
+            raise NotSent(str(error)) from error
         if fresh:
             slot.definition = Definition.from_json(fresh)
         slot.generation = generation
 
-    async def run(self, slot: Slot, send: Callable[[str], Awaitable[T]]) -> T:
+    async def run(self, slot: Slot, send: Callable[[str], Awaitable[T]], *, reads: bool = False) -> T:
         """Runs one script call, again when Redis was lost in the middle: every script tolerates to run twice.
 
         Parameters
         ----------
         send: makes the call, given the floor.
+        reads: it changes nothing, so that there is no outcome to be unknown.
 
         Raises
         ------
@@ -197,7 +205,7 @@ class Slots:
         while True:
             try:
                 if slot.generation != self._server.generation:
-                    await self.refresh(slot)
+                    await self._refresh(slot)
                 return await send(slot.floor.floor)
             except Refused as refused:
                 if sent:
@@ -211,9 +219,9 @@ class Slots:
                 if loop.time() >= give_up or not error.passing:
                     raise (OutcomeUnknown() if sent else NotReady(str(error))) from error
             except NoReply as error:
-                sent = True
+                sent = not reads
                 if loop.time() >= give_up:
-                    raise OutcomeUnknown from error
+                    raise (OutcomeUnknown() if sent else NotReady(str(error))) from error
             await asyncio.sleep(RESEND_PAUSE_S)
 
     async def _reason(self, slot: Slot, outcome: Outcome) -> HoldfastError:
@@ -235,6 +243,10 @@ class Slots:
         ]
         if ids:
             self._leases.set(slot.lease_keys(ids), reserved.expires_at)
+        for entry, answer in zip(entries, reserved.answers, strict=True):
+            # A reservation that was sent again may have made its ticket the first time, and then it has no lease yet.
+            if answer.outcome is Outcome.REPLAYED and answer.text.startswith("r "):
+                self._leases.set(slot.lease_keys([entry[1:23]]), int(answer.text.split(" ")[3]))
         return [(answer, reserved.expires_at) for answer in reserved.answers]
 
     async def confirm(self, slot: Slot, entries: Sequence[str]) -> list[Answer]:
@@ -257,7 +269,7 @@ class Slots:
 
     async def read(self, slot: Slot, ids: Sequence[str]) -> list[tuple[int, Record | None]]:
         """Records by id, each with the server's clock."""
-        now, records = await self.run(slot, lambda floor: self._scripts.read(slot.keys, floor, ids))
+        now, records = await self.run(slot, lambda floor: self._scripts.read(slot.keys, floor, ids), reads=True)
         return [(now, record) for record in records]
 
     async def counts(self, slot: Slot) -> tuple[Definition, bytes, int]:
@@ -280,11 +292,11 @@ class Slots:
                 raise Refused(Outcome.BEHIND)
             return Definition.from_json(definition), counts, int(sequence)
 
-        definition, counts, sequence = await self.run(slot, look)
+        definition, counts, sequence = await self.run(slot, look, reads=True)
         slot.definition = definition
         return definition, counts, sequence
 
     async def drained(self) -> None:
-        """Returns once no call is under way."""
+        """Refuses new calls, and returns once none is under way."""
         for slot in self.all():
             await slot.drained()

@@ -16,7 +16,7 @@ from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.feed import Gap, read_redis
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.slots import Slots
-from holdfast.engine.store import Copied, Cursor, CursorMoved, Progress, Store
+from holdfast.engine.store import Copied, Cursor, CursorMoved, Store
 
 log = logging.getLogger("holdfast.snapshot")
 
@@ -33,7 +33,7 @@ class Snapshot:
 
     Attributes
     ----------
-    alarms: contradictions found since the start, as sentences; also kept in the store.
+    alarms: contradictions found and not yet recovered from, as sentences; the store keeps those between transitions.
     """
 
     def __init__(self, server: Server, store: Store, slots: Slots) -> None:
@@ -46,7 +46,7 @@ class Snapshot:
         self.alarms: list[str] = []
 
     async def run(self) -> int:
-        """Copies what is new at this moment; how many transitions that were.
+        """Copies what is new at this moment, and not what comes meanwhile; how many transitions that were.
 
         Raises
         ------
@@ -54,47 +54,56 @@ class Snapshot:
         """
         async with self._one_at_a_time:
             total = 0
-            while copied := await self._step():
-                total += copied
+            cursors = {name: progress.cursor for name, progress in (await self._store.cursors()).items()}
+            names = list(cursors)
+            for at in range(0, len(names), SLOTS_STEP):
+                step = names[at : at + SLOTS_STEP]
+                behind = await self._behind(step, cursors)
+                while behind:
+                    try:
+                        total += await self._copy(await self._stretches(behind, cursors))
+                    except CursorMoved as moved:
+                        log.info("another process copies the ledger of %s", moved)
+                        cursors = {name: progress.cursor for name, progress in (await self._store.cursors()).items()}
+                    behind = {name: head for name, head in behind.items() if _before(cursors[name], head)}
             return total
 
-    async def _step(self) -> int:
-        progress = await self._store.cursors()
-        names = list(progress)
-        total = 0
-        for at in range(0, len(names), SLOTS_STEP):
-            total += await self._copy(await self._stretches(names[at : at + SLOTS_STEP], progress))
-        return total
-
-    async def _stretches(self, names: list[str], progress: dict[str, Progress]) -> list[Copied]:
+    async def _behind(self, names: list[str], cursors: dict[str, Cursor]) -> dict[str, Cursor]:
+        """Where the ledgers of those slots end that have something new."""
         heads = await self._server.pipeline(
             [("HMGET", slot_keys(name).sale, "fence", "epoch", "sequence") for name in names]
         )
-        stretches = []
+        behind = {}
         for name, head in zip(names, heads, strict=True):
-            if isinstance(head, RedisError) or head[0] or not head[1]:
-                continue  # absent or fenced: readiness says so, and recovery copies what there is
-            cursor = progress[name].cursor
-            if (int(head[1]), int(head[2])) <= (cursor.epoch, cursor.sequence):
-                continue
+            # Absent or fenced: readiness says so, and recovery copies what there is.
+            if not isinstance(head, Exception) and not head[0] and head[1]:
+                end = Cursor(int(head[1]), int(head[2]))
+                if _before(cursors[name], end):
+                    behind[name] = end
+        return behind
+
+    async def _stretches(self, behind: dict[str, Cursor], cursors: dict[str, Cursor]) -> list[Copied]:
+        stretches = []
+        for name in list(behind):
             try:
-                entries = await read_redis(self._server, slot_keys(name), cursor)
+                entries = await read_redis(self._server, slot_keys(name), cursors[name])
             except Gap:
-                self._alarm(f"{name}: the ledger in Redis does not continue at {cursor.floor}; run `holdfast recover`")
+                del behind[name]
+                where = cursors[name].floor
+                self._alarm(f"{name}: the ledger in Redis does not continue at {where}; run `holdfast recover`")
                 continue
             if entries:
-                stretches.append(Copied(name, cursor, entries))
+                stretches.append(Copied(name, cursors[name], entries))
+                cursors[name] = Cursor(entries[-1].epoch, entries[-1].sequence)
+            else:
+                del behind[name]  # Redis was emptied or fenced a moment ago
         return stretches
 
     async def _copy(self, stretches: list[Copied]) -> int:
         if not stretches:
             return 0
-        try:
-            for alarm in await self._store.append(stretches):
-                self._alarm(alarm)
-        except CursorMoved as moved:
-            log.info("another process copies the ledger of %s", moved)
-            return 0
+        for alarm in await self._store.append(stretches):
+            self._alarm(alarm)
         total = 0
         for stretch in stretches:
             last = stretch.entries[-1]
@@ -115,10 +124,18 @@ class Snapshot:
         if keep.sequence:
             try:
                 await self._server.call("XTRIM", slot_keys(name).ledger, "MINID", "~", keep.floor)
-            except (NotSent, NoReply):
+            except (NotSent, NoReply, RedisError):
                 log.info("the ledger of %s was not trimmed; the next snapshot will", name)
+
+    def forget(self, slot: str) -> None:
+        """Recovery has looked into this slot: its alarms are answered."""
+        self.alarms = [alarm for alarm in self.alarms if not alarm.startswith((f"{slot}.", f"{slot}:"))]
 
     def _alarm(self, text: str) -> None:
         if text not in self.alarms:
             self.alarms.append(text)
             log.critical("ALARM %s", text)
+
+
+def _before(one: Cursor, other: Cursor) -> bool:
+    return (one.epoch, one.sequence) < (other.epoch, other.sequence)

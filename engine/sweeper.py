@@ -8,7 +8,7 @@ import logging
 
 from redis.exceptions import RedisError
 
-from holdfast.engine.connection import Server
+from holdfast.engine.connection import NotSent, Server
 from holdfast.engine.errors import NotReady, OutcomeUnknown, UnknownSale
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.scripts import Scripts
@@ -56,8 +56,10 @@ class Sweeper:
         for at in range(0, len(names), SLOTS_STEP):
             step = names[at : at + SLOTS_STEP]
             commands = [("ZRANGE", slot_keys(name).deadlines, "0", "0", "WITHSCORES") for name in step]
-            (seconds, micros), *heads = await self._server.pipeline([("TIME",), *commands])
-            now = int(seconds) * 1000 + int(micros) // 1000
+            clock, *heads = await self._server.pipeline([("TIME",), *commands])
+            if isinstance(clock, RedisError):
+                raise NotSent(f"Redis answers {clock}")
+            now = int(clock[0]) * 1000 + int(clock[1]) // 1000
             for name, head in zip(step, heads, strict=True):
                 if not isinstance(head, RedisError) and head and _score(head) <= now:
                     expired += await self.sweep(name)

@@ -74,6 +74,7 @@ class Sale:
     opens_at, closes_at: the selling window, Unix milliseconds; None is open-ended.
     sequence: the number of the last transition that these counters include.
     created: True when this very call made the sale, False when it stood already.
+    ready: False for a sale of a listing that cannot be read now; its counters are then all 0.
     """
 
     id: str
@@ -85,6 +86,7 @@ class Sale:
     closes_at: int | None
     sequence: int
     created: bool = field(default=False, compare=False)
+    ready: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,8 @@ def read_query(request: web.Request, *names: str) -> Mapping[str, str]:
     query = request.query
     for name in query:
         if name not in names:
-            raise InvalidRequest(f"/{name[:40]}", "is not a parameter of this call")
+            pointer = name[:40].replace("~", "~0").replace("/", "~1")
+            raise InvalidRequest(f"/{pointer}", "is not a parameter of this call")
         if len(query.getall(name)) > 1:
             raise InvalidRequest(f"/{name}", "is given more than once")
     return query

@@ -267,4 +267,5 @@ def sale_json(sale: Sale) -> dict[str, object]:
         "available": sum(item.available for item in sale.items),
         "reserved": sum(item.reserved for item in sale.items),
         "purchased": sum(item.purchased for item in sale.items),
+        **({} if sale.ready else {"ready": False}),
     }

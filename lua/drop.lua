@@ -28,8 +28,12 @@ for _, id in ipairs(ids) do
 end
 if #leaving > 0 then
   load_buyers(slot, names)
-  -- From now on a missing record may be an old ticket: set before the first one leaves.
-  redis.call('HSET', slot.keys.sale, 'dropped', '1')
+  -- A deletion first: memory may be full, which is when dropping is needed most.
+  redis.call('HDEL', slot.keys.sale, '-')
+  if not slot.dropped then
+    -- From now on a missing record may be an old ticket: said before the first one leaves.
+    redis.call('HSET', slot.keys.sale, 'dropped', '1')
+  end
   for _, entry in ipairs(leaving) do
     change_ticket(slot, entry.id, false)
     forget_ticket(slot, entry.buyer, entry.id)

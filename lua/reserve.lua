@@ -24,6 +24,8 @@ local rules, counts, now = slot.rules, slot.counts, slot.now
 local max_per_buyer, opens_at, closes_at = rules[2], rules[3], rules[4]
 local items = #counts / 3
 local expires_at = now + rules[1]
+-- Formatted once: every ticket of the call has the same.
+local now_text, expires_text = whole(now), whole(expires_at)
 local new_tickets = {}
 
 -- Why the lines cannot be had, or nil. A limit comes before stock; for good comes before for now.
@@ -97,8 +99,8 @@ local function reserve(flag, id, name, packed)
   end
   count_for_buyer(slot, name, lines, 1)
   remember_ticket(slot, name, id)
-  change_ticket(slot, id, 'r ' .. packed .. ' ' .. whole(now) .. ' ' .. whole(expires_at) .. ' ' .. name)
-  slot.ledger[#slot.ledger + 1] = 'r ' .. id .. ' ' .. packed .. ' ' .. name .. ' ' .. whole(expires_at)
+  change_ticket(slot, id, 'r ' .. packed .. ' ' .. now_text .. ' ' .. expires_text .. ' ' .. name)
+  slot.ledger[#slot.ledger + 1] = 'r ' .. id .. ' ' .. packed .. ' ' .. name .. ' ' .. expires_text
   new_tickets[#new_tickets + 1] = id
   slot.new_tickets, slot.new_deadline = new_tickets, expires_at
   return OUTCOME.ok

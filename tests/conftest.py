@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -115,7 +116,12 @@ def servers(start_redis: Callable[..., RedisProcess]) -> Callable[[str], RedisPr
     def server(kind: str) -> RedisProcess:
         if kind not in running:
             if kind == "cluster":
-                process = start_redis(candidates()[0].path, "--cluster-enabled", "yes")
+                # The cluster's own port is this one and 10,000 more; both on loopback, and free.
+                with socket.socket() as free:
+                    free.bind(("127.0.0.1", 0))
+                    port = 20_000 + free.getsockname()[1] % 30_000
+                options = ("--cluster-enabled", "yes", "--bind", "127.0.0.1", "--port", str(port))
+                process = start_redis(candidates()[0].path, *options)
                 with process.client() as client:
                     client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
                     while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):

@@ -143,8 +143,8 @@ class Store(Protocol):
 
     async def tickets(self, query: TicketQuery) -> list[Record]: ...
 
-    async def ledger(self, slot: str, after: int, limit: int) -> list[Entry]:
-        """Entries whose last sequence is beyond `after`, in order."""
+    async def ledger(self, slot: str, after: Cursor, limit: int) -> list[Entry]:
+        """Entries beyond `after`, in order: later in its epoch, or in a later epoch."""
         ...
 
     async def position(self, listener: str, slot: str) -> Cursor | None:

@@ -217,12 +217,19 @@ class SqliteStore:
         text = f"SELECT {_TICKET} FROM tickets WHERE {' AND '.join(where)} ORDER BY reserved_at, id LIMIT ?"
         return await self._read(lambda db: _record(db, query.slot, db.execute(text, (*values, query.limit)).fetchall()))
 
-    async def ledger(self, slot: str, after: int, limit: int) -> list[Entry]:
+    async def ledger(self, slot: str, after: Cursor, limit: int) -> list[Entry]:
+        # A reader may have had transitions that were then lost: their epoch ends here before its position.
+        last = "SELECT sequence FROM ledger WHERE slot = ? AND epoch <= ? ORDER BY sequence DESC LIMIT 1"
         query = (
             "SELECT epoch, sequence, at, transitions FROM ledger"
             " WHERE slot = ? AND sequence > ? ORDER BY sequence LIMIT ?"
         )
-        return await self._read(lambda db: [Entry(*row) for row in db.execute(query, (slot, after, limit))])
+
+        def read(db: sqlite3.Connection) -> list[Entry]:
+            (known,) = db.execute(last, (slot, after.epoch)).fetchone() or (0,)
+            return [Entry(*row) for row in db.execute(query, (slot, min(after.sequence, known), limit))]
+
+        return await self._read(read)
 
     async def position(self, listener: str, slot: str) -> Cursor | None:
         query = "SELECT epoch, sequence FROM positions WHERE listener = ? AND slot = ?"

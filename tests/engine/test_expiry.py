@@ -14,6 +14,7 @@ import redis.asyncio as redis_asyncio
 
 from holdfast.engine import AllHeld, Engine, Expiration, LimitReached, Status
 from holdfast.engine.keys import EXPIRED_EVENTS, lease_ticket, slot_keys
+from holdfast.engine.store import Cursor
 
 Servers = Callable[[str], Any]
 
@@ -44,7 +45,7 @@ async def test_with_listener_and_notifications_off_stock_returns_within_a_second
 
         await until(back)
         await engine.snapshot()
-        entries = await engine._store.ledger("gig", 0, 1000)
+        entries = await engine._store.ledger("gig", Cursor(0, 0), 1000)
         written = [t.at for entry in entries for t in entry.transitions() if t.kind == "x"]
         assert len(written) == 50
         assert max(written) - tickets[0].expires_at < 1000

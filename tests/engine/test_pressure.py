@@ -233,3 +233,87 @@ async def test_a_look_up_that_began_too_early_does_not_hide_a_new_sale(engine: E
     assert made.created
     await asyncio.gather(*asking)
     assert await ask()
+
+
+async def test_full_memory_does_not_stop_what_makes_room(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path, sweep=False, listen=False, snapshot_ms=None, retention_ms=0) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=100)
+        ticket = await engine.reserve("gig", buyer="ann", quantity=1, key="k")
+        await engine.cancel(ticket.id, buyer="ann")
+        await engine.snapshot()
+        with redis_server.client() as client:
+            client.config_set("maxmemory", "1")
+            while not await engine._retention.run():
+                await asyncio.sleep(0.05)
+            client.config_set("maxmemory", "0")
+        assert (await engine.reserve("gig", buyer="ann", quantity=1, key="k")).status is Status.CANCELLED
+
+
+async def test_a_reservation_whose_reply_was_lost_has_its_lease_all_the_same(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=100)
+        real, lost = engine._scripts.reserve, [True]
+
+        async def loses_the_first_reply(*args: Any) -> Any:
+            reply = await real(*args)
+            if lost:
+                lost.clear()
+                raise NoReply("lost")
+            return reply
+
+        engine._scripts.reserve = loses_the_first_reply  # type: ignore[method-assign]
+        ticket = await engine.reserve("gig", buyer="ann", quantity=1)
+        await engine._leases.drained()
+        with redis_server.client() as client:
+            assert 0 < client.pttl(f"hf:{{gig}}:lease:{ticket.id}") <= 900_000
+
+
+async def test_closing_ends_everything_even_when_a_step_fails(tmp_path: Path) -> None:
+    engine = Engine.connect(data_dir=tmp_path / "data", snapshot_ms=60_000)
+    await engine.start()
+    await engine.create_sale("gig", name="Gig", capacity=100)
+    redis_of_ours = engine.embedded
+    assert redis_of_ours is not None
+    pid = redis_of_ours.pid
+    assert pid is not None
+
+    async def fails() -> int:
+        raise RuntimeError("a defect")
+
+    engine._snapshot.run = fails  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        await engine.close()
+    assert not Path(f"/proc/{pid}").exists()
+    with pytest.raises(NotReady):
+        await engine.reserve("gig", buyer="ann", quantity=1)
+
+
+async def test_closing_does_not_wait_for_those_who_keep_calling(redis_server: Any, tmp_path: Path) -> None:
+    engine = connect(redis_server, tmp_path)
+    await engine.start()
+    await engine.create_sale("gig", name="Gig", capacity=10**6)
+    sold = 0
+
+    async def sell(at: int) -> None:
+        nonlocal sold
+        while True:
+            await engine.reserve("gig", buyer=f"b{at}", quantity=1)
+            sold += 1
+
+    sellers = [asyncio.create_task(sell(at)) for at in range(50)]
+    while sold < 200:
+        await asyncio.sleep(0.005)
+    async with asyncio.timeout(10):
+        await engine.close()
+        ends = await asyncio.gather(*sellers, return_exceptions=True)
+    assert {type(end) for end in ends} == {NotReady}
+    async with connect(redis_server, tmp_path) as again:
+        assert (await again.sale("gig")).items[0].reserved == sold
+
+
+async def test_an_address_with_a_mistake_is_not_quoted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        async with Engine.connect("redis://user:pa/s3cret@host", store=f"sqlite:///{tmp_path / 'store.db'}"):
+            pass
+    assert "pa" not in str(refused.value).replace("password", "")
+    assert "s3cret" not in str(refused.value)

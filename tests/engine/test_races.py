@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from holdfast.engine import AllHeld, Engine, HoldfastError, LimitReached, SoldOut, Status, Ticket
+from holdfast.engine.store import Cursor
 
 
 async def outcome(call: Any) -> str:
@@ -69,7 +70,7 @@ async def test_confirm_cancel_and_expiry_in_the_same_millisecond(redis_server: A
         await engine.snapshot()
         assert engine._snapshot.alarms == []
         told: dict[str, list[str]] = {ticket.id: [] for ticket in tickets}
-        for entry in await engine._store.ledger("gig", 0, 10_000):
+        for entry in await engine._store.ledger("gig", Cursor(0, 0), 10_000):
             for transition in entry.transitions():
                 if transition.kind in "pcx":
                     told[f"gig.{transition.ticket}"].append(transition.kind)

@@ -24,6 +24,7 @@ from holdfast.engine import (
 )
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.scripts import Refused, Scripts
+from holdfast.engine.store import Cursor
 
 PARTS = ("sale", "tickets", "buyers", "deadlines", "ledger")
 
@@ -217,7 +218,7 @@ async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(red
         made = await fill(engine)  # nothing of it was copied to the store
         await engine.recover(["gig", "brief"])
         await check(engine, made)
-        page = await engine._store.ledger("gig", 0, 1000)
+        page = await engine._store.ledger("gig", Cursor(0, 0), 1000)
         sequences = [t.sequence for entry in page for t in entry.transitions()]
         assert sequences == list(range(1, len(sequences) + 1))
 

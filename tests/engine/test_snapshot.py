@@ -70,7 +70,9 @@ async def test_two_snapshotters_at_once_copy_everything_once(redis_server: Any, 
         await asyncio.gather(*copying)
         await one.snapshot()
         assert one._snapshot.alarms == two._snapshot.alarms == []
-        transitions = [t for entry in await one._store.ledger("gig", 0, 100_000) for t in entry.transitions()]
+        transitions = [
+            t for entry in await one._store.ledger("gig", Cursor(0, 0), 100_000) for t in entry.transitions()
+        ]
         assert [t.sequence for t in transitions] == list(range(1, 4002))
     assert rows(tmp_path, "SELECT count(*) FROM tickets") == [(3000,)]
     assert rows(tmp_path, "SELECT count(*) FROM purchases") == [(1000,)]
@@ -87,7 +89,7 @@ async def test_a_cursor_that_has_moved_refuses_the_whole_append(tmp_path: Path) 
         await store.append([Copied("gig", Cursor(0, 0), entries)])
     with pytest.raises(CursorMoved):
         await store.append([Copied("gig", Cursor(1, 1), entries[1:])])
-    assert len(await store.ledger("gig", 0, 100)) == 2
+    assert len(await store.ledger("gig", Cursor(0, 0), 100)) == 2
     # Two different ends of one ticket raise an alarm, and are both kept.
     ends = [Entry(1, 3, 7, f"p {'t' * 22} 1:2 op pay"), Entry(1, 4, 8, f"c {'t' * 22} 1:2 op ")]
     alarms = await store.append([Copied("gig", Cursor(1, 2), ends)])
@@ -96,7 +98,7 @@ async def test_a_cursor_that_has_moved_refuses_the_whole_append(tmp_path: Path) 
     record = await store.ticket("gig", "t" * 22)
     assert record is not None
     assert (record.status, record.ended_at, record.reference) == (Status.PURCHASED, 7, "pay")
-    assert len(await store.ledger("gig", 0, 100)) == 4
+    assert len(await store.ledger("gig", Cursor(0, 0), 100)) == 4
     await store.close()
 
 
@@ -184,7 +186,7 @@ async def test_the_ledger_is_trimmed_below_the_cursor_only(
         assert 10 <= await engine._server.call("XLEN", slot_keys("gig").ledger) < 250
         await engine.reserve("gig", buyer="ann", quantity=1)
         assert await engine.snapshot() == 1
-        told = [t.sequence for e in await engine._store.ledger("gig", 0, 1000) for t in e.transitions()]
+        told = [t.sequence for e in await engine._store.ledger("gig", Cursor(0, 0), 1000) for t in e.transitions()]
         assert told == list(range(1, 403))
 
 
