@@ -33,7 +33,7 @@ run: $(INSTALLED)
 	@$(VENV)/bin/holdfast serve --demo $(if $(PORT),--port $(PORT)) $(if $(DATA),--data-dir '$(DATA)')
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 bench chaos: $(INSTALLED)
 	@if [ -d tests/$@ ]; then $(VENV)/bin/python -m pytest tests/$@ $(ARGS); \

@@ -76,8 +76,9 @@ DATA_DIR_DEFAULT = Path("holdfast-data")
 #: Rounds in which an amendment is merged anew because another one came first.
 AMEND_ROUNDS = 20
 
-#: Rounds in which a reservation sweeps for units that are due: each clears 500 holds, so a million drain on the way.
-SWEEP_ROUNDS = 2_500
+#: Rounds in which a reservation sweeps for units that are due. Each clears all that is due at its time, and only others
+#: who take what came back make another one necessary.
+SWEEP_ROUNDS = 100
 
 #: Sales of one page of the registry when all are walked through.
 SALES_STEP = 500

@@ -9,7 +9,7 @@ from holdfast.engine.keys import SlotKeys
 from holdfast.engine.records import Entry, Transition
 from holdfast.engine.store import Cursor, Store
 
-#: Ledger entries read at a time. An entry may carry a whole batch: 20 are at most 5,000 transitions, 10 ms of parsing.
+#: Ledger entries read at a time. An entry may carry a whole batch: 20 are at most 3,000 transitions, 10 ms of parsing.
 ENTRIES_STEP = 20
 
 

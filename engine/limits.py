@@ -43,12 +43,13 @@ KEY_CHARS_MAX = 255
 #: Characters of a payment reference, none of them a control character: it stands at the end of a ledger line.
 REFERENCE_CHARS_MAX = 255
 
-#: Tickets that one script call takes. About 4 us each in Redis: 250 keep every call near 1 ms, under the 2 ms promised.
-BATCH_MAX = 250
+#: Tickets that one script call takes. About 12 us each in Redis on a slow core (measured): 150 keep a call under 2 ms,
+#: for which everybody else waits.
+BATCH_MAX = 150
 
 #: Characters of all entries of one script call: tickets of many lines cost by the line, and their entries grow with
-#: them. 250 entries of one line are about 13,000.
-BATCH_CHARS_MAX = 13_000
+#: them. 150 entries of one line are about 7,500.
+BATCH_CHARS_MAX = 7_500
 
 #: Tickets of one sale that wait for their turn in one process. At 15,000/s this is more than a second of waiting,
 #: after which refusing with `overloaded` is kinder than queueing.

@@ -29,23 +29,30 @@ local now_text, expires_text = whole(now), whole(expires_at)
 local new_tickets = {}
 
 -- Why the lines cannot be had, or nil. A limit comes before stock; for good comes before for now.
-local function shortage(buyer, lines, quantity)
-  if max_per_buyer > 0 and buyer.total + quantity > max_per_buyer then
+local function shortage(buyer, lines)
+  if max_per_buyer > 0 and buyer.total + lines.total > max_per_buyer then
     return OUTCOME.limit_reached, 0, math.max(0, max_per_buyer - buyer.total)
   end
-  local held_item, held_available
-  for _, line in ipairs(lines) do
-    local item_max, had = rules[4 + line.item], buyer.counts[line.item] or 0
-    if item_max > 0 and had + line.quantity > item_max then
-      return OUTCOME.limit_reached, line.item, math.max(0, item_max - had)
+  for i = 1, #lines do
+    local line = lines[i]
+    local item_max = rules[4 + line.item]
+    if item_max > 0 then
+      local had = buyer.counts[line.item] or 0
+      if had + line.quantity > item_max then
+        return OUTCOME.limit_reached, line.item, math.max(0, item_max - had)
+      end
     end
   end
-  for _, line in ipairs(lines) do
-    local available, reserved = counts[3 * line.item - 2], counts[3 * line.item - 1]
-    if available + reserved < line.quantity then
-      return OUTCOME.sold_out, line.item, available
-    elseif available < line.quantity and not held_item then
-      held_item, held_available = line.item, available
+  local held_item, held_available
+  for i = 1, #lines do
+    local line = lines[i]
+    local available = counts[3 * line.item - 2]
+    if available < line.quantity then
+      if available + counts[3 * line.item - 1] < line.quantity then
+        return OUTCOME.sold_out, line.item, available
+      elseif not held_item then
+        held_item, held_available = line.item, available
+      end
     end
   end
   if held_item then
@@ -65,12 +72,10 @@ local function reserve(flag, id, name, packed)
   if flag == 'k' and slot.dropped then
     return OUTCOME.check_store
   end
-  local lines, quantity = lines_of(packed), 0
-  for _, line in ipairs(lines) do
-    if line.item > items then
-      return OUTCOME.unknown_item
-    end
-    quantity = quantity + line.quantity
+  local lines = lines_of(packed)
+  -- Sorted by item: the last is the highest.
+  if lines[#lines].item > items then
+    return OUTCOME.unknown_item
   end
   if opens_at > 0 and now < opens_at then
     return OUTCOME.not_yet_open .. ' ' .. whole(opens_at)
@@ -79,11 +84,11 @@ local function reserve(flag, id, name, packed)
     return OUTCOME.closed
   end
   local buyer = slot.buyers[name]
-  local why, item, left = shortage(buyer, lines, quantity)
+  local why, item, left = shortage(buyer, lines)
   if why and why ~= OUTCOME.sold_out then
     -- Holds that have run out may be what is missing.
     if sweep(slot) > 0 then
-      why, item, left = shortage(buyer, lines, quantity)
+      why, item, left = shortage(buyer, lines)
     end
     if why and why ~= OUTCOME.sold_out and slot.more_due then
       return OUTCOME.sweep_first
@@ -93,12 +98,12 @@ local function reserve(flag, id, name, packed)
     local answer = why .. ' ' .. whole(item) .. ' ' .. whole(left)
     return why == OUTCOME.all_held and answer .. ' ' .. whole(next_deadline(slot)) or answer
   end
-  for _, line in ipairs(lines) do
-    counts[3 * line.item - 2] = counts[3 * line.item - 2] - line.quantity
-    counts[3 * line.item - 1] = counts[3 * line.item - 1] + line.quantity
+  for i = 1, #lines do
+    local at, quantity = 3 * lines[i].item, lines[i].quantity
+    counts[at - 2] = counts[at - 2] - quantity
+    counts[at - 1] = counts[at - 1] + quantity
   end
-  count_for_buyer(slot, name, lines, 1)
-  remember_ticket(slot, name, id)
+  remember_ticket(count_for_buyer(slot, name, packed, 1), id)
   change_ticket(slot, id, 'r ' .. packed .. ' ' .. now_text .. ' ' .. expires_text .. ' ' .. name)
   slot.ledger[#slot.ledger + 1] = 'r ' .. id .. ' ' .. packed .. ' ' .. name .. ' ' .. expires_text
   new_tickets[#new_tickets + 1] = id

@@ -30,10 +30,12 @@ local function load_buyers(slot, names)
     local buyer = { counts = {}, total = 0, ids = '' }
     if records[i] then
       local counts, ids = string.match(records[i], '^(%S+) (.*)$')
-      for _, line in ipairs(lines_of(counts)) do
+      local lines
+      lines, buyer.total = lines_of(counts)
+      for _, line in ipairs(lines) do
         buyer.counts[line.item] = line.quantity
-        buyer.total = buyer.total + line.quantity
       end
+      buyer.packed = counts
       buyer.ids = ids
     end
     slot.buyers[name] = buyer
@@ -49,18 +51,21 @@ local function touch_buyer(slot, name)
   return buyer
 end
 
--- Adds `sign` times the lines to what the buyer has.
-local function count_for_buyer(slot, name, lines, sign)
-  local buyer = touch_buyer(slot, name)
-  for _, line in ipairs(lines) do
-    local units = sign * line.quantity
-    buyer.counts[line.item] = (buyer.counts[line.item] or 0) + units
-    buyer.total = buyer.total + units
+-- Adds `sign` times the lines of a ticket to what the buyer has.
+local function count_for_buyer(slot, name, packed, sign)
+  local buyer, lines = touch_buyer(slot, name), lines_of(packed)
+  local counts = buyer.counts
+  -- Who had nothing has just these lines now; otherwise the counts are packed anew by commit_buyers().
+  buyer.packed = buyer.total == 0 and sign > 0 and packed or nil
+  for i = 1, #lines do
+    local item = lines[i].item
+    counts[item] = (counts[item] or 0) + sign * lines[i].quantity
   end
+  buyer.total = buyer.total + sign * lines.total
+  return buyer
 end
 
-local function remember_ticket(slot, name, id)
-  local buyer = touch_buyer(slot, name)
+local function remember_ticket(buyer, id)
   buyer.ids = buyer.ids .. id
   if #buyer.ids > BUYER_TICKETS_MAX * ID_LENGTH then
     buyer.ids = string.sub(buyer.ids, -BUYER_TICKETS_MAX * ID_LENGTH)
@@ -77,22 +82,31 @@ local function forget_ticket(slot, name, id)
   end
 end
 
-local function commit_buyers(slot)
-  local pairs_out, gone = {}, {}
-  for _, name in ipairs(slot.changed_buyers) do
-    local buyer = slot.buyers[name]
-    local counts = {}
+-- What the buyer has as lines, or '-'.
+local function pack_counts(slot, buyer)
+  local counts = {}
+  if buyer.total > 0 then
     for item = 1, #slot.counts / 3 do
       local units = buyer.counts[item]
       if units and units > 0 then
         counts[#counts + 1] = whole(item) .. ':' .. whole(units)
       end
     end
-    if #counts == 0 and buyer.ids == '' then
+  end
+  return #counts > 0 and table.concat(counts, ',') or '-'
+end
+
+local function commit_buyers(slot)
+  local pairs_out, gone = {}, {}
+  for _, name in ipairs(slot.changed_buyers) do
+    local buyer = slot.buyers[name]
+    local packed = buyer.packed or pack_counts(slot, buyer)
+    if packed == '-' and buyer.ids == '' then
       gone[#gone + 1] = name
     else
-      pairs_out[#pairs_out + 1] = name
-      pairs_out[#pairs_out + 1] = (#counts > 0 and table.concat(counts, ',') or '-') .. ' ' .. buyer.ids
+      local at = #pairs_out
+      pairs_out[at + 1] = name
+      pairs_out[at + 2] = packed .. ' ' .. buyer.ids
     end
   end
   if #pairs_out > 0 then

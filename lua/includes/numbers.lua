@@ -7,8 +7,16 @@ local function numbers(packed)
   return list
 end
 
+-- Formatted once per script: the same few numbers come again and again.
+local whole_texts = {}
+
 local function whole(number)
-  return string.format('%.0f', number)
+  local text = whole_texts[number]
+  if not text then
+    text = string.format('%.0f', number)
+    whole_texts[number] = text
+  end
+  return text
 end
 
 local function pack_numbers(list)

@@ -60,7 +60,7 @@ local function end_ticket(slot, id, ticket, status, ended_at, operation, referen
     end
   end
   if status ~= 'p' then
-    count_for_buyer(slot, ticket.buyer, lines, -1)
+    count_for_buyer(slot, ticket.buyer, ticket.lines, -1)
   end
   slot.ledger[#slot.ledger + 1] = table.concat({
     status, id, ticket.lines, operation, status == 'x' and whole(ended_at) or reference,
