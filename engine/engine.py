@@ -192,9 +192,8 @@ class Engine:
     async def _open_store(self) -> None:
         if self._store_url is None:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store = open_store(self._store_url or f"sqlite:///{self._data_dir / 'holdfast.db'}")
-        await store.open()
-        self._store = store
+        self._store = open_store(self._store_url or f"sqlite:///{self._data_dir / 'holdfast.db'}")
+        await self._store.open()
 
     def _begin(self) -> None:
         background = self._background

@@ -280,3 +280,15 @@ async def test_a_newer_schema_is_refused(redis_server: Any, tmp_path: Path) -> N
     with pytest.raises(ConfigurationError, match="schema 99"):
         async with connect(redis_server, tmp_path):
             pass
+
+
+async def test_a_file_that_is_no_store_is_refused_and_left_alone(redis_server: Any, tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_text("These are the minutes of the last meeting, and no database at all. " * 50)
+    before = (tmp_path / "store.db").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"store\.db"):
+        async with connect(redis_server, tmp_path):
+            pass
+    assert (tmp_path / "store.db").read_bytes() == before
+    with pytest.raises(ConfigurationError):
+        async with Engine.connect(redis_server.url, store=f"sqlite:///{tmp_path}/no/such/place.db"):
+            pass
