@@ -87,6 +87,8 @@ class Server:
 
     def __init__(self, url: str, pool: redis_asyncio.ConnectionPool | None = None) -> None:
         self.url = url
+        #: Where it is, without user and password.
+        self.place = url.partition("://")[2].rpartition("@")[2].partition("?")[0]
         self.generation = 1
         self.version = ""
         self._run_id: str | None = None
@@ -160,7 +162,7 @@ class Server:
                         await connection.connect()
             except (RedisError, OSError, TimeoutError) as error:
                 await self._discard(connection)
-                raise NotSent(f"Redis cannot be reached ({type(error).__name__})") from error
+                raise NotSent(f"Redis at {self.place} cannot be reached ({type(error).__name__})") from error
             try:
                 async with asyncio.timeout(REPLY_TIMEOUT_S):
                     await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
@@ -225,7 +227,7 @@ class Server:
         policy = fields.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             raise ConfigurationError(
-                f"Redis evicts keys when memory is full ({policy}): set maxmemory-policy to noeviction, or it is lost"
+                f"Redis evicts keys when memory is full ({policy}): set maxmemory-policy noeviction, or stock gets lost"
             )
 
     async def close(self) -> None:

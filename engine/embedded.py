@@ -353,9 +353,9 @@ class EmbeddedRedis:
             _remove_dead_socket(previous.socket)
         binary = await asyncio.to_thread(self._choose, previous)
         names = _names(self._dir)
-        self._socket = _make_socket_path()
+        self._socket = _socket_path_again(previous.last_socket) or _make_socket_path()
         # Written before the start, so that a Redis that outlives us in the next millisecond can be found.
-        record = _Record(binary.path, binary.kind, binary.version, None, self._socket)
+        record = _Record(binary.path, binary.kind, binary.version, None, self._socket, self._socket)
         record.write(self._dir)
         try:
             self._process = self._spawn(binary, lock)
@@ -547,6 +547,8 @@ class _Record(NamedTuple):
     version: str | None = None
     pid: int | None = None
     socket: str | None = None
+    #: Where it was when there is none: taken again, so that those who listen find it after a restart.
+    last_socket: str | None = None
 
     @classmethod
     def read(cls, directory: Path) -> _Record:
@@ -718,6 +720,21 @@ def _make_socket_path() -> str:
         f"There is no place for Redis's socket: {tempfile.gettempdir()} is too long a path, and /tmp cannot be "
         f"written; set TMPDIR to a writable directory of at most {SOCKET_PATH_BYTES_MAX - 24} bytes."
     )
+
+
+def _socket_path_again(path: str | None) -> str | None:
+    """The path that the directory's Redis had before, with its directory made anew; None when that cannot be."""
+    if path is None or os.path.basename(path) != _SOCKET_NAME or len(os.fsencode(path)) >= SOCKET_PATH_BYTES_MAX:
+        return None
+    directory = os.path.dirname(path)
+    if not os.path.basename(directory).startswith(_SOCKET_PREFIX):
+        return None
+    try:
+        # Only where there is nothing: what stands there may be another's.
+        os.mkdir(directory, 0o700)
+    except OSError:
+        return None
+    return path
 
 
 def _remove_dead_socket(socket_path: str) -> bool:

@@ -45,6 +45,7 @@ from holdfast.engine.errors import (
 )
 from holdfast.engine.expirations import expirations
 from holdfast.engine.identity import random_id, split_ticket
+from holdfast.engine.keys import DEPLOYMENT
 from holdfast.engine.leases import Leases
 from holdfast.engine.limits import HOLD_MS_DEFAULT, INSTANT_MS_MAX
 from holdfast.engine.listener import Listener
@@ -169,6 +170,7 @@ class Engine:
                 raise ConfigurationError(f"{error}: is the address right, and is it up?") from error
             self._keeper = Keeper(self._store, self._data_dir if self.embedded is not None else None)
             self._identity = await establish(self._secret, self._keeper, self._store)
+            await self._belong_together()
             self._scripts = Scripts(self._server, self._replaced)
             self._leases = Leases(self._server, self._scripts)
             self._slots = Slots(self._server, self._scripts, self._store, self._leases)
@@ -194,6 +196,20 @@ class Engine:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._store = open_store(self._store_url or f"sqlite:///{self._data_dir / 'holdfast.db'}")
         await self._store.open()
+
+    async def _belong_together(self) -> None:
+        """Refuses a Redis with the sales of another store: each would copy, trim and recover what is the other's."""
+        ours = await self._store.kept("store-id", random_id)
+        try:
+            await self._server.call("SET", DEPLOYMENT, ours, "NX")
+            theirs = await self._server.call("GET", DEPLOYMENT)
+        except (NotSent, NoReply) as error:
+            raise ConfigurationError(f"{error}: is it up?") from error
+        if theirs != ours.encode():
+            raise ConfigurationError(
+                "this Redis holds the sales of another store: give that store (--store, --data-dir), "
+                "or another Redis or database number (--redis)"
+            )
 
     def _begin(self) -> None:
         background = self._background
@@ -638,7 +654,7 @@ class Engine:
         try:
             reasons = list((await self._unready()).values())
         except HoldfastError as error:
-            reasons = [str(error)]
+            reasons = [error.reason if isinstance(error, NotReady) else str(error)]
         reasons += self._snapshot.alarms
         return Readiness(not reasons, tuple(reasons))
 
@@ -691,8 +707,7 @@ class Engine:
         return RecoveryReport(tuple(reports))
 
     async def _recover_lost(self) -> None:
-        for report in (await self.recover()).slots:
-            log.warning("%s", report)
+        await self.recover()
 
     def expirations(
         self, *, sale: str | None = None, name: str | None = None, from_start: bool = False

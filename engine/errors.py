@@ -136,7 +136,7 @@ class SoldOut(HoldfastError):
     code = "sold_out"
 
     def __init__(self, sku: str, available: int) -> None:
-        super().__init__(f"'{sku}' is sold out: {available} left, and what others hold would not be enough.")
+        super().__init__(f"{available} of '{sku}' are left, and even with what others hold there would not be enough.")
         self.sku = sku
         self.available = available
 

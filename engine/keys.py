@@ -12,6 +12,7 @@ key                       type    holds                                         
 `hf:{SLOT}:deadlines`     zset    ids of the tickets of one reserve call -> expires_at  to the deadline
 `hf:{SLOT}:ledger`        stream  every transition, ids `EPOCH-SEQUENCE`                trimmed below cursor
 `hf:{SLOT}:lease:TICKET`  string  empty; PEXPIREAT is the ticket's `expires_at`         to the deadline
+`hf:deployment`           string  id of the store whose sales these are                 for good
 ========================  ======  ====================================================  =====================
 """
 
@@ -21,6 +22,9 @@ import re
 from dataclasses import dataclass
 
 _LEASE = re.compile(r"^hf:\{([^}]+)\}:lease:(.+)$")
+
+#: Which store this Redis belongs to. Asked once per start; of all keys the only one that is no slot's.
+DEPLOYMENT = "hf:deployment"
 
 #: The pub/sub pattern of Redis' own announcements that a key's TTL has run out, on every database.
 EXPIRED_EVENTS = "__keyevent@*__:expired"

@@ -185,7 +185,7 @@ class Recovery:
             )
             if slot := self._slots.known(sale.id):
                 slot.floor, slot.definition = cursor, definition
-        log.warning("recovered %s", report)
+        log.info("recovered %s", report)
         if (await self._again(sale.id)).cursor.epoch > cursor.epoch:
             # A recovery that had lost its fence to us raised the epoch after we had read it: Redis is behind again.
             return await self.recover(await self._again(sale.id))

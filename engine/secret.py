@@ -31,6 +31,10 @@ class Keeper:
         self._store = store
         self._data_dir = data_dir
 
+    def is_new(self, name: str) -> bool:
+        """Whether a data directory has no secret of this name yet; False where secrets are kept in the store."""
+        return self._data_dir is not None and not (self._data_dir / name).exists()
+
     async def kept(self, name: str, make: Callable[[], str]) -> str:
         """The secret of this name, made once."""
         if self._data_dir is None:
@@ -66,6 +70,12 @@ async def establish(given: str | bytes | None, keeper: Keeper, store: Store) -> 
     ------
     ConfigurationError: the secret is short, or another than the one that this store's data were made with.
     """
+    if given is None and keeper.is_new("secret") and await store.peek("secret-check") is not None:
+        # Made now, a secret would only be refused, here and at every start that finds it.
+        raise ConfigurationError(
+            "the data directory has no secret, and its store was used with one: if that was with --redis, give that "
+            "--redis; otherwise put the file 'secret' back, or set HOLDFAST_SECRET"
+        )
     text = given or await keeper.kept("secret", lambda: secrets.token_urlsafe(SECRET_BYTES))
     raw = text.encode() if isinstance(text, str) else text
     if len(raw) < SECRET_CHARS_MIN:

@@ -231,7 +231,7 @@ class Slots:
             self._known.pop(slot.name, None)
             return UnknownSale(slot.name)
         return NotReady(
-            f"Redis knows less of '{slot.name}' than the store ({outcome}); not sold until `holdfast recover` ran",
+            f"Redis knows less of '{slot.name}' than the store ({outcome}); it is not sold until it has been recovered",
             retry_after_ms=5000,
         )
 

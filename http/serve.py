@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import resource
 import secrets
@@ -37,6 +38,9 @@ LINGER_SECONDS: Final = 2.0
 #: Seconds that running requests get to finish at shutdown; they wait for Redis, which answers in milliseconds.
 SHUTDOWN_SECONDS: Final = 10.0
 
+#: Seconds in which a repeated signal counts as the first one. After that, the next but one ends the process at once.
+REPEATED_SECONDS: Final = 1.0
+
 #: Connections that wait to be accepted: in a stampede they all come at once (the kernel may cap it lower).
 BACKLOG: Final = 4096
 
@@ -52,6 +56,9 @@ SERVER_OPTIONS: Final[dict[str, Any]] = {
 
 #: What the operator's token is called where it is kept.
 OPERATOR_TOKEN: Final = "operator_token"
+
+#: Reasons that the start prints; `/readyz` has them all.
+REASONS_SHOWN: Final = 10
 
 #: The sale of `--demo`.
 DEMO_SALE: Final = "demo"
@@ -120,14 +127,19 @@ async def serve(settings: ServeSettings) -> None:
 
 
 def stop_signal() -> asyncio.Event:
-    """An event that the first SIGINT or SIGTERM sets; a second one acts as it always does."""
+    """An event that the first SIGINT or SIGTERM sets; one that comes later acts as it always does."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    first = math.inf
 
     def on_signal() -> None:
+        nonlocal first
+        first = min(first, loop.time())
         stop.set()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        # The same signal often comes more than once: to the group, and again from make. That is not impatience.
+        if loop.time() - first > REPEATED_SECONDS:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
@@ -175,12 +187,19 @@ def _token_text(token: str | None, settings: ServeSettings) -> str:
 
 async def _first_lines(engine: Engine, settings: ServeSettings, address: str) -> list[str]:
     """What to try first; or, when nothing can be sold yet, why. `/readyz` goes on telling it."""
+    readiness = await engine.readiness()
+    if not readiness.ready:
+        return [
+            f"Not ready, for {len(readiness.reasons)} reasons; what is named here is not sold. Run `holdfast recover`,"
+            " or start with --recover:",
+            *(f"  {reason}" for reason in readiness.reasons[:REASONS_SHOWN]),
+        ]
     try:
         if settings.demo and not (await engine.sales(limit=1)).items:
             await engine.create_sale(DEMO_SALE, name="Demo", capacity=DEMO_CAPACITY, max_per_buyer=DEMO_MAX_PER_BUYER)
         return await _try_it(engine, settings, address)
     except NotReady as error:
-        return [f"{error} (start with --recover, or run `holdfast recover`)"]
+        return [str(error)]
 
 
 async def _try_it(engine: Engine, settings: ServeSettings, address: str) -> list[str]:

@@ -106,6 +106,10 @@ class Store(Protocol):
         """The value kept under this name; made and kept when there is none. The same for all who ask at once."""
         ...
 
+    async def peek(self, name: str) -> str | None:
+        """The value kept under this name, if there is one."""
+        ...
+
     async def begin_sale(self, definition: Definition) -> StoredSale:
         """Registers the intent to create a sale, or returns the sale that has this id already."""
         ...
@@ -171,6 +175,6 @@ def open_store(url: str) -> Store:
     scheme, _, rest = url.partition("://")
     if scheme != "sqlite" or not rest.startswith("/") or rest == "/":
         raise ConfigurationError(
-            f"store: '{scheme}://...' is not known; give sqlite:///PATH (three slashes, then the path)"
+            "store: this is no address of a store; give sqlite:///PATH (three slashes, then the path)"
         )
     return SqliteStore(rest[1:])

@@ -96,7 +96,7 @@ class SqliteStore:
             try:
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             except OSError as error:
-                raise StoreError(f"the store cannot be made: {error.strerror}") from error
+                raise StoreError(f"the store {self.path} cannot be made: {error.strerror}") from error
         db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=BUSY_MS / 1000)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -153,6 +153,13 @@ class SqliteStore:
             return str(row[0])
 
         return await self._write(keep)
+
+    async def peek(self, name: str) -> str | None:
+        def read(db: sqlite3.Connection) -> str | None:
+            row = db.execute("SELECT value FROM kept WHERE name = ?", (name,)).fetchone()
+            return str(row[0]) if row else None
+
+        return await self._read(read)
 
     async def begin_sale(self, definition: Definition) -> StoredSale:
         def begin(db: sqlite3.Connection) -> StoredSale:

@@ -36,8 +36,14 @@ WRONG_CALL: Final = 2
 #: The settings file, in the directory in which the command is run.
 SETTINGS_FILE: Final = Path("holdfast.toml")
 
+#: Seconds between two looks for a server to listen to.
+WAIT_SECONDS: Final = 0.5
+
 #: Seconds until work that goes on after its cancellation is cancelled once more.
 CANCEL_AGAIN_SECONDS: Final = 0.05
+
+#: What the variables of all settings begin with.
+ENV_PREFIX: Final = "HOLDFAST_"
 
 T = TypeVar("T")
 
@@ -89,7 +95,7 @@ app = App(
     help="Sell scarce things under a stampede: reserve, pay, expire, and never sell one twice.",
     version=lambda: version("holdfast"),
     default_parameter=Parameter(negative=()),
-    config=[Env("HOLDFAST_", command=False), _from_file],
+    config=[Env(ENV_PREFIX, command=False), _from_file],
 )
 
 
@@ -104,6 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     The exit status. A mistake is told in one line on standard error, and never with a secret in it.
     """
+    known = {ENV_PREFIX + name.upper().replace("-", "_") for name in _setting_names()}
+    for name in sorted(os.environ.keys() - known):
+        if name.startswith(ENV_PREFIX):
+            print(f"holdfast: {name} is set, and there is no such setting", file=sys.stderr)
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, ConfigurationError) as error:
@@ -160,7 +170,7 @@ async def _recover(settings: Settings, sales: tuple[str, ...]) -> int:
     for slot in report.slots:
         print(slot)
     if not report.slots:
-        print("There is nothing to recover.")
+        print(f"There is nothing to recover: the sales in {_place(settings)} are ready.")
     return OK if report.clean else FOUND_WRONG
 
 
@@ -190,7 +200,10 @@ def listen(
 
 async def _listen(settings: Settings, sale: str | None, name: str | None, from_start: bool) -> int:
     stop = stop_signal()
+    if settings.redis is None and await _until(stop, _server_on(settings.data_dir)) is None:
+        return OK
     async with _beside_server(settings) as engine:
+        print(f"holdfast: listening to {sale or 'every sale'} in {_place(settings)}", file=sys.stderr, flush=True)
         await _until(stop, _print_all(engine.expirations(sale=sale, name=name, from_start=from_start)))
     return OK
 
@@ -216,18 +229,46 @@ def expiration_line(expiration: Expiration) -> str:
     )
 
 
+async def _server_on(data_dir: Path) -> bool:
+    """Waits until a server runs on the data directory. A listener does not become one: it would lock the server out."""
+    said = False
+    while running_url(_existing(data_dir)) is None:
+        if not said:
+            print(f"holdfast: waiting for a server on {data_dir}", file=sys.stderr, flush=True)
+            said = True
+        await asyncio.sleep(WAIT_SECONDS)
+    return True
+
+
+def _existing(data_dir: Path) -> Path:
+    """The data directory, which a command beside a server must not make: a slip would look like an empty shop.
+
+    Raises
+    ------
+    ConfigurationError: there is none.
+    """
+    if not data_dir.is_dir():
+        raise ConfigurationError(f"There is no data directory {data_dir}; name the server's with --data-dir.")
+    return data_dir
+
+
+def _place(settings: Settings) -> str:
+    return "the Redis that was given" if settings.redis else str(settings.data_dir)
+
+
 def _beside_server(settings: Settings) -> Engine:
     """An engine on the Redis of a server that runs on this data directory, or on one of its own when none runs.
 
     Beside a server it leaves sweeping and snapshots to it.
     """
-    url = settings.redis or running_url(settings.data_dir)
+    url = settings.redis or running_url(_existing(settings.data_dir))
     alone = url is None
     return Engine.connect(
         url,
         store=settings.store,
         data_dir=settings.data_dir,
-        secret=settings.secret or (None if alone else _kept_secret(settings.data_dir)),
+        # On the private Redis of a running server, the secret that this server made; elsewhere the engine knows.
+        secret=settings.secret or (_kept_secret(settings.data_dir) if settings.redis is None and not alone else None),
         redis_server=settings.redis_server,
         sweep=alone,
         snapshot_ms=1000 if alone else None,

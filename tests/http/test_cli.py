@@ -185,3 +185,11 @@ def test_a_line_of_listen() -> None:
         '"lines": [{"sku": "general", "quantity": 2}], '
         '"expired_at": "2026-11-27T12:00:00.000Z", "at": "2026-11-27T12:00:00.020Z"}'
     )
+
+
+def test_a_variable_that_is_no_setting_is_told(
+    served: list[ServeSettings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_PROT", "1")
+    assert cli.main(["serve"]) == 0
+    assert capsys.readouterr().err == "holdfast: HOLDFAST_PROT is set, and there is no such setting\n"

