@@ -190,7 +190,7 @@ def idempotency_key(request: web.Request) -> str | None:
 
 
 def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """An answer in JSON that no cache keeps."""
+    """An answer in JSON that no cache keeps, ended by a newline for those who read it in a terminal."""
     return web.Response(
-        body=to_json(body), status=status, headers={**_JSON_HEADERS, **headers} if headers else _JSON_HEADERS
+        body=to_json(body) + b"\n", status=status, headers={**_JSON_HEADERS, **headers} if headers else _JSON_HEADERS
     )

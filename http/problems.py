@@ -226,7 +226,9 @@ def problem(error: HoldfastError | HttpError, request_id: str, **extra: object) 
         **details,
     }
     # ASCII only: a refusal may quote what was sent, and lone surrogates have no UTF-8.
-    response = web.Response(body=json.dumps(body).encode("ascii"), status=kind.status, headers=headers)
+    response = web.Response(
+        body=json.dumps(body, separators=(",", ":")).encode("ascii") + b"\n", status=kind.status, headers=headers
+    )
     if isinstance(error, HttpError) and error.closes:
         response.force_close()
     return response

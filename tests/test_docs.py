@@ -296,8 +296,7 @@ def test_the_tour_of_the_readme(served: Served) -> None:
     for at, output in zip(steps, outputs, strict=True):
         following = every[at + 1]
         if following.tested is None and following.language == "json":
-            # The last answer is the one that is shown.
-            assert steady(following.text) == steady(re.split(r"(?<=\})(?=\{)", output)[-1])
+            assert list(map(steady, following.text.splitlines())) == list(map(steady, output.splitlines()))
             compared += 1
     assert compared >= 6
     # The purchase, in the store.

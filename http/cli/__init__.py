@@ -200,7 +200,7 @@ def listen(
 
 async def _listen(settings: Settings, sale: str | None, name: str | None, from_start: bool) -> int:
     stop = stop_signal()
-    if settings.redis is None and await _until(stop, _server_on(settings.data_dir)) is None:
+    if settings.redis is None and await _until(stop, _server_on(settings)) is None:
         return OK
     async with _beside_server(settings) as engine:
         print(f"holdfast: listening to {sale or 'every sale'} in {_place(settings)}", file=sys.stderr, flush=True)
@@ -229,10 +229,10 @@ def expiration_line(expiration: Expiration) -> str:
     )
 
 
-async def _server_on(data_dir: Path) -> bool:
+async def _server_on(settings: Settings) -> bool:
     """Waits until a server runs on the data directory. A listener does not become one: it would lock the server out."""
-    said = False
-    while running_url(_existing(data_dir)) is None:
+    data_dir, said = settings.data_dir, False
+    while running_url(_existing(data_dir)) is None or (settings.secret is None and _kept_secret(data_dir) is None):
         if not said:
             print(f"holdfast: waiting for a server on {data_dir}", file=sys.stderr, flush=True)
             said = True
@@ -263,12 +263,15 @@ def _beside_server(settings: Settings) -> Engine:
     """
     url = settings.redis or running_url(_existing(settings.data_dir))
     alone = url is None
+    # On the private Redis of a running server, the secret that this server made; elsewhere the engine knows.
+    secret = settings.secret or (_kept_secret(settings.data_dir) if settings.redis is None and not alone else None)
+    if secret is None and settings.redis is None and not alone:
+        raise ConfigurationError(f"The server on {settings.data_dir} has a secret of its own: give the same --secret.")
     return Engine.connect(
         url,
         store=settings.store,
         data_dir=settings.data_dir,
-        # On the private Redis of a running server, the secret that this server made; elsewhere the engine knows.
-        secret=settings.secret or (_kept_secret(settings.data_dir) if settings.redis is None and not alone else None),
+        secret=secret,
         redis_server=settings.redis_server,
         sweep=alone,
         snapshot_ms=1000 if alone else None,
