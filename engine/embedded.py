@@ -63,6 +63,9 @@ STOP_SECONDS_MAX: Final = 10.0
 #: Seconds for the lock of a Redis to come free once it was ended: a child that rewrites its file may outlive it.
 LOCK_SECONDS_MAX: Final = 20.0
 
+#: Seconds for which a lock may be held by nobody: a process that is being forked has it until it is another program.
+FORK_SECONDS_MAX: Final = 0.5
+
 #: Seconds between two looks at something that ends by itself.
 POLL_SECONDS: Final = 0.01
 
@@ -212,7 +215,7 @@ class EmbeddedRedis:
             raise RuntimeError("this EmbeddedRedis was started already")
         self.taken_over = False
         self._make_directories()
-        self._server_lock = self._lock_data_dir()
+        self._server_lock = await self._lock_data_dir()
         try:
             lock = _Lock.take(self._data / "redis.lock")
             if lock is None and await self._take_over():
@@ -294,8 +297,8 @@ class EmbeddedRedis:
                 f"The data directory {self._data} cannot be made: {error.strerror}; choose another with --data-dir."
             ) from error
 
-    def _lock_data_dir(self) -> _Lock:
-        lock = _Lock.take(self._data / "server.lock")
+    async def _lock_data_dir(self) -> _Lock:
+        lock = await _Lock.wait(self._data / "server.lock", FORK_SECONDS_MAX)
         if lock is None:
             pid = _Lock.pid_in(self._data / "server.lock")
             raise ConfigurationError(
