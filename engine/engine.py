@@ -414,8 +414,7 @@ class Engine:
             answer, expires_at = await slot.reserves.submit(f"{flag}{id}{who}{packed}")
             outcome = answer.outcome
             if outcome is Outcome.OK:
-                reserved_at = answer.now
-                record = Record(id, Status.RESERVED, packed, reserved_at, expires_at, who)
+                record = Record(id, Status.RESERVED, packed, answer.now, expires_at, who)
                 return await self._shown(slot, record, answer.now)
             if outcome is Outcome.CHECK_STORE:
                 stored = await self._stored(self._store.ticket(slot.name, id))

@@ -10,9 +10,6 @@ import secrets
 #: Bytes of a hash: 128 bits, 22 base64url characters. Guessing one of a million tickets takes 2^108 tries.
 DIGEST_BYTES = 16
 
-#: Characters of a hash in base64url without padding.
-DIGEST_CHARS = 22
-
 _TICKET = re.compile(r"^([a-z0-9][a-z0-9-]{0,63}(?:~[0-9]{1,4})?)\.([A-Za-z0-9_-]{22})$")
 
 

@@ -59,8 +59,3 @@ def lease_ticket(key: str) -> str | None:
     """The ticket id that a lease key stands for, or None when the key is no lease."""
     match = _LEASE.fullmatch(key)
     return match[2] if match else None
-
-
-def slot_of_ticket(ticket: str) -> str:
-    """The slot that a ticket id names."""
-    return ticket.rpartition(".")[0]

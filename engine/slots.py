@@ -238,15 +238,15 @@ class Slots:
     async def reserve(self, slot: Slot, entries: Sequence[str]) -> list[tuple[Answer, int]]:
         """A batch of reservations, each answered with the deadline of those that were met; their leases are set."""
         reserved = await self.run(slot, lambda floor: self._scripts.reserve(slot.keys, floor, entries))
-        ids = [
-            entry[1:23] for entry, answer in zip(entries, reserved.answers, strict=True) if answer.outcome is Outcome.OK
-        ]
-        if ids:
-            self._leases.set(slot.lease_keys(ids), reserved.expires_at)
+        made = []
         for entry, answer in zip(entries, reserved.answers, strict=True):
-            # A reservation that was sent again may have made its ticket the first time, and then it has no lease yet.
-            if answer.outcome is Outcome.REPLAYED and answer.text.startswith("r "):
+            if answer.outcome is Outcome.OK:
+                made.append(entry[1:23])
+            elif answer.outcome is Outcome.REPLAYED and answer.text.startswith("r "):
+                # One that was sent again may have made its ticket the first time, and then it has no lease yet.
                 self._leases.set(slot.lease_keys([entry[1:23]]), int(answer.text.split(" ")[3]))
+        if made:
+            self._leases.set(slot.lease_keys(made), reserved.expires_at)
         return [(answer, reserved.expires_at) for answer in reserved.answers]
 
     async def confirm(self, slot: Slot, entries: Sequence[str]) -> list[Answer]:

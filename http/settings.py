@@ -9,12 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from holdfast.engine import ConfigurationError
-
-#: Milliseconds between two snapshots: how much a machine that burns down can forget.
-SNAPSHOT_MS_DEFAULT = 1_000
-
-#: Milliseconds that an ended ticket stays in Redis (24 hours: longer than anyone repeats a request).
-RETENTION_MS_DEFAULT = 24 * 3600 * 1000
+from holdfast.engine.engine import RETENTION_MS_DEFAULT, SNAPSHOT_MS_DEFAULT
 
 PORT_MAX = 65_535
 

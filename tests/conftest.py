@@ -17,9 +17,6 @@ import redis
 from holdfast.engine import Engine
 from holdfast.engine.embedded import candidates
 
-#: A clock that the tests set: the scripts read it from the slot's own hash instead of asking Redis for TIME.
-MOVABLE_CLOCK = "local function clock() return tonumber(redis.call('HGET', KEYS[1], 'test-now')) end"
-
 
 class RedisProcess:
     """A redis-server of our own, on a socket in a short private directory.

@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from holdfast.engine import CapacityInUse, Engine, HoldfastError, ItemSpec, Status, Ticket
 from holdfast.engine.keys import slot_keys
 
+#: A clock that the tests set: the scripts read it from the slot's own hash instead of asking Redis for TIME.
 MOVABLE_CLOCK = "local function clock() return tonumber(redis.call('HGET', KEYS[1], 'test-now')) end"
 START = 1_800_000_000_000
 EXAMPLES = int(os.environ.get("HOLDFAST_EXAMPLES", "15"))
