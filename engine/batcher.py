@@ -5,82 +5,99 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Protocol
 
 from holdfast.engine.errors import NotReady, Overloaded
 from holdfast.engine.limits import BATCH_CHARS_MAX, BATCH_MAX, QUEUE_MAX
 
-T = TypeVar("T")
+
+class Waiter(Protocol):
+    """Who waits for an answer: an `asyncio.Future` is one, and so is whatever needs no task to take an answer."""
+
+    def done(self) -> bool:
+        """Nobody waits any more, or the answer is there."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Hears the answer."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Hears why there is none."""
 
 
-class Batcher(Generic[T]):
+#: One call: its columns as text, the last of them the one whose length varies, and then its waiter. A plain tuple, so
+#: that a batch becomes columns by one `zip`.
+Call = tuple[Any, ...]
+
+
+def tell(waiter: Waiter, error: BaseException) -> None:
+    """Lets a waiter hear an error, unless it has gone."""
+    if not waiter.done():
+        waiter.set_exception(error)
+
+
+class Batcher:
     """First come, first served, one call at a time. A lone caller goes out at once, with no wait for company.
 
     Parameters
     ----------
-    run: takes a batch of entries and returns an answer for each, in order.
-    batch_max: entries in one call. queue_max: entries that may wait.
+    run: takes a batch of calls and answers the waiter of each; when it raises, all of them hear that.
+    batch_max: calls in one batch. queue_max: calls that may wait.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[str]], Awaitable[Sequence[T]]],
+        run: Callable[[Sequence[Call]], Awaitable[None]],
         batch_max: int = BATCH_MAX,
         queue_max: int = QUEUE_MAX,
     ) -> None:
         self._run = run
         self._batch_max = batch_max
         self._queue_max = queue_max
-        self._waiting: deque[tuple[str, asyncio.Future[T]]] = deque()
+        self._waiting: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def submit(self, entry: str) -> T:
-        """The answer to this entry.
+    def put(self, call: Call) -> None:
+        """Queues a call; its waiter hears the answer.
 
-        A caller that is cancelled before its entry is sent leaves nothing behind; after that the entry takes its
-        effect and the answer is dropped.
+        A waiter that is done before its call is sent leaves nothing behind; after that the call takes its effect and
+        the answer is dropped.
 
         Raises
         ------
-        Overloaded: too many wait already; the entry was not queued.
+        Overloaded: too many wait already; the call was not queued.
         NotReady: the engine is closing.
         """
         if self._closed:
             raise NotReady("the engine is closing")
         if len(self._waiting) >= self._queue_max:
             raise Overloaded
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((entry, future))
+        self._waiting.append(call)
         if self._task is None:
             # The task starts after those who are ready to run now: they join this first batch.
             self._task = asyncio.create_task(self._drain())
-        return await future
+
+    def _take(self) -> list[Call]:
+        batch: list[Call] = []
+        waiting, room = self._waiting, BATCH_CHARS_MAX
+        while waiting and len(batch) < self._batch_max and room > 0:
+            call = waiting.popleft()
+            if not call[-1].done():
+                batch.append(call)
+                room -= len(call[-2])
+        return batch
 
     async def _drain(self) -> None:
-        while self._waiting:
-            batch: list[tuple[str, asyncio.Future[T]]] = []
-            room = BATCH_CHARS_MAX
-            while self._waiting and len(batch) < self._batch_max and room > 0:
-                entry, future = self._waiting.popleft()
-                if not future.done():
-                    batch.append((entry, future))
-                    room -= len(entry)
-            if not batch:
-                break
+        while batch := self._take():
             try:
-                answers = await self._run([entry for entry, _ in batch])
+                await self._run(batch)
             except BaseException as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-                if not isinstance(error, Exception):
+                passed_on = error if isinstance(error, Exception) else asyncio.CancelledError()
+                for call in batch:
+                    tell(call[-1], passed_on)
+                if passed_on is not error:
                     self._task = None
                     raise
-                continue
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
         self._task = None
 
     async def drained(self) -> None:

@@ -2,7 +2,7 @@
 
 redis-py re-sends a command by itself after a lost connection, and cannot say afterwards whether the first one was sent.
 Here that difference matters (`not_ready` against `outcome_unknown`, and a server that must be checked before it is
-believed), so connections are redis-py's and the few lines around one command are ours.
+believed), so redis-py opens connections and what happens around a command is ours (the bytes in `wire.py`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import hiredis
 import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from holdfast.engine.errors import ConfigurationError
+from holdfast.engine.wire import Wire
 
 log = logging.getLogger("holdfast.connection")
 
@@ -149,45 +150,58 @@ class Server:
 
         A reply that is an error is returned in its place. Raises as `call`, which is the same for one command.
         """
-        async with self._turn:
-            return await self._send(commands)
+        return await self.exchange(b"".join(map(hiredis.pack_command, commands)), len(commands))
 
-    async def _send(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        connection = await self._connection()
-        self._busy.add(connection)
+    async def exchange(self, packed: bytes, replies: int) -> list[Any]:
+        """As `pipeline`, with commands that are in the protocol's form already.
+
+        Parameters
+        ----------
+        replies: how many commands these are.
+        """
+        async with self._turn:
+            connection = await self._connection()
+            self._busy.add(connection)
+            try:
+                return await self._exchange(connection, packed, replies)
+            finally:
+                self._busy.discard(connection)
+                if connection.is_connected:
+                    self._free.append(connection)
+
+    async def _exchange(self, connection: Any, packed: bytes, replies: int) -> list[Any]:
         try:
-            try:
-                if not connection.is_connected:
-                    async with asyncio.timeout(REPLY_TIMEOUT_S):
-                        await connection.connect()
-            except (RedisError, OSError, TimeoutError) as error:
-                await self._discard(connection)
-                raise NotSent(f"Redis at {self.place} cannot be reached ({type(error).__name__})") from error
-            try:
+            if not connection.is_connected:
                 async with asyncio.timeout(REPLY_TIMEOUT_S):
-                    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                    return [await self._reply(connection) for _ in commands]
-            except (BusyLoadingError, ReadOnlyError) as error:
+                    await connection.connect()
+                connection.wire = Wire(connection) if Wire.fits(connection) else None
+        except (RedisError, OSError, TimeoutError) as error:
+            await self._discard(connection)
+            raise NotSent(f"Redis at {self.place} cannot be reached ({type(error).__name__})") from error
+        try:
+            if connection.wire is not None:
+                answers = await connection.wire.exchange(packed, replies, REPLY_TIMEOUT_S)
+            else:
+                await connection.send_packed_command(packed, check_health=False)
+                answers = [await self._reply(connection) for _ in range(replies)]
+        except (RedisError, OSError) as error:
+            await self._discard(connection)
+            raise NoReply("the connection to Redis was lost") from error
+        except BaseException:
+            # A cancelled caller must not leave its reply for the next one.
+            await self._discard(connection)
+            raise
+        for answer in answers:
+            if isinstance(answer, (BusyLoadingError, ReadOnlyError)):
                 await connection.disconnect(nowait=True)
-                raise NotSent(f"Redis answers: {error}") from error
-            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                await self._discard(connection)
-                raise NoReply("the connection to Redis was lost") from error
-            except BaseException:
-                # A cancelled caller must not leave its reply for the next one.
-                await self._discard(connection)
-                raise
-        finally:
-            self._busy.discard(connection)
-            if connection.is_connected:
-                self._free.append(connection)
+                raise NotSent(f"Redis answers: {answer}")
+        return answers
 
     async def _connection(self) -> Any:
         while self._free:
             connection = self._free.pop()
-            reader = getattr(connection, "_reader", None)
             # The server hung up while it was idle: what is sent on it now would end as an unknown outcome.
-            if reader is None or not reader.at_eof():
+            if connection.wire is None or not connection.wire.lost:
                 return connection
             await connection.disconnect(nowait=True)
         return self.pool.make_connection()  # type: ignore[no-untyped-call]
@@ -196,9 +210,7 @@ class Server:
     async def _reply(connection: Any) -> Any:
         try:
             return await connection.read_response()
-        except (BusyLoadingError, ReadOnlyError):
-            raise
-        except ResponseError as error:
+        except (BusyLoadingError, ReadOnlyError, ResponseError) as error:
             return error
 
     async def _discard(self, connection: Any) -> None:

@@ -20,32 +20,23 @@ from redis.exceptions import RedisError
 
 from holdfast.engine import checks
 from holdfast.engine.background import Background
+from holdfast.engine.batcher import Waiter
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.embedded import EmbeddedRedis
 from holdfast.engine.errors import (
-    AllHeld,
-    AlreadyCancelled,
-    AlreadyPurchased,
     CapacityInUse,
-    Closed,
     ConfigurationError,
     HoldfastError,
-    IdempotencyKeyReused,
     InvalidRequest,
-    LimitReached,
     NotReady,
-    NotYetOpen,
-    NotYourTicket,
-    PaymentDeclined,
     SaleExists,
-    SoldOut,
-    TicketExpired,
     UnknownSale,
     UnknownTicket,
 )
 from holdfast.engine.expirations import expirations
 from holdfast.engine.identity import random_id, split_ticket
 from holdfast.engine.keys import DEPLOYMENT
+from holdfast.engine.leadership import TAKE_SECONDS, Leadership
 from holdfast.engine.leases import Leases
 from holdfast.engine.limits import HOLD_MS_DEFAULT, INSTANT_MS_MAX
 from holdfast.engine.listener import Listener
@@ -53,12 +44,13 @@ from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Record
 from holdfast.engine.recovery import Recovery, RecoveryReport
 from holdfast.engine.retention import Retention
-from holdfast.engine.scripts import Answer, Refused, Scripts
+from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.secret import Keeper, establish
 from holdfast.engine.slots import Slot, Slots
 from holdfast.engine.snapshot import Snapshot
 from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
 from holdfast.engine.sweeper import Sweeper
+from holdfast.engine.transitions import APPROVED, DECLINED, KEYED, RANDOM, Transitions
 from holdfast.engine.values import Expiration, ItemSpec, Line, Page, Readiness, Sale, Status, Ticket
 
 log = logging.getLogger("holdfast.engine")
@@ -76,10 +68,6 @@ DATA_DIR_DEFAULT = Path("holdfast-data")
 
 #: Rounds in which an amendment is merged anew because another one came first.
 AMEND_ROUNDS = 20
-
-#: Rounds in which a reservation sweeps for units that are due. Each clears all that is due at its time, and only others
-#: who take what came back make another one necessary.
-SWEEP_ROUNDS = 100
 
 #: Sales of one page of the registry when all are walked through.
 SALES_STEP = 500
@@ -110,6 +98,7 @@ class Engine:
         snapshot_ms: int | None = SNAPSHOT_MS_DEFAULT,
         retention_ms: int = RETENTION_MS_DEFAULT,
         recover: bool = False,
+        leadership: Leadership | None = None,
     ) -> Self:
         """An engine that is not started yet: `async with Engine.connect(...) as engine`.
 
@@ -124,6 +113,7 @@ class Engine:
         snapshot_ms: milliseconds between snapshots; None takes none (`snapshot()` still does).
         retention_ms: milliseconds for which ended tickets stay in Redis.
         recover: rebuild what Redis has lost before the start is over.
+        leadership: shared with engines of other processes: sweeps and copies only while this one leads. None leads.
         """
         engine = cls()
         data = Path(data_dir) if data_dir is not None else DATA_DIR_DEFAULT
@@ -136,6 +126,7 @@ class Engine:
         engine._snapshot_ms = snapshot_ms
         engine._retention_ms = retention_ms
         engine._recover_at_start = recover
+        engine._leadership = leadership
         return engine
 
     _url: str | None
@@ -146,6 +137,8 @@ class Engine:
     _snapshot_ms: int | None
     _retention_ms: int
     _recover_at_start: bool
+    _leadership: Leadership | None = None
+    _leads: bool = False
     embedded: EmbeddedRedis | None = None
     #: For tests: connections to a fake, and includes to replace in the scripts.
     _pool: redis_asyncio.ConnectionPool | None = None
@@ -172,11 +165,12 @@ class Engine:
             self._identity = await establish(self._secret, self._keeper, self._store)
             await self._belong_together()
             self._scripts = Scripts(self._server, self._replaced)
-            self._leases = Leases(self._server, self._scripts)
-            self._slots = Slots(self._server, self._scripts, self._store, self._leases)
+            self._leases = Leases(self._server)
+            self._transitions = Transitions(self._scripts, self._store, self._leases)
+            self._slots = Slots(self._server, self._scripts, self._store, self._transitions)
             self._snapshot = Snapshot(self._server, self._store, self._slots)
             self._retention = Retention(self._server, self._scripts, self._store, self._retention_ms)
-            self._sweeper = Sweeper(self._server, self._scripts, self._store, self._slots)
+            self._sweeper = Sweeper(self._server, self._store, self._slots)
             self._recovery = Recovery(
                 self._server, self._scripts, self._store, self._slots, self._leases, self._retention_ms
             )
@@ -213,16 +207,33 @@ class Engine:
 
     def _begin(self) -> None:
         background = self._background
-        if self._roles["sweep"]:
-            background.repeat("sweeper", self._sweeper.run, self._sweeper.pause)
+        if self._leadership is None:
+            self._lead()
+        else:
+            leadership = self._leadership
+            background.repeat("leadership", lambda: self._take_turn(leadership), lambda: asyncio.sleep(TAKE_SECONDS))
         if self._roles["listen"]:
             background.start("listener", self._listener.run())
+        if self.embedded is not None:
+            background.start("redis", self.embedded.keep_alive())
+
+    def _lead(self) -> None:
+        """Begins what one engine at a time has to do."""
+        background = self._background
+        self._leads = True
+        if self._roles["sweep"]:
+            background.repeat("sweeper", self._sweeper.run, self._sweeper.pause)
         if self._snapshot_ms is not None:
             seconds = self._snapshot_ms / 1000
             background.repeat("snapshot", self._snapshot.run, lambda: asyncio.sleep(seconds))
             background.repeat("retention", self._retention.run, lambda: asyncio.sleep(max(1.0, seconds)))
-        if self.embedded is not None:
-            background.start("redis", self.embedded.keep_alive())
+
+    async def _take_turn(self, leadership: Leadership) -> None:
+        """Leads when no other process does, and tells the others which alarms were raised here."""
+        # A call of any engine may copy, and so find a contradiction: it is told whoever leads.
+        leadership.post(self._snapshot.alarms)
+        if not self._leads and leadership.take():
+            self._lead()
 
     async def close(self) -> None:
         """Refuses new calls, finishes what is under way, takes a last snapshot, and stops the private Redis.
@@ -244,7 +255,8 @@ class Engine:
     async def _finish(self) -> None:
         await self._slots.drained()
         await self._leases.drained()
-        if self._snapshot_ms is None:
+        # Without the lead, others go on copying.
+        if self._snapshot_ms is None or (self._leadership is not None and not self._leads):
             return
         try:
             await self._snapshot.run()
@@ -344,8 +356,8 @@ class Engine:
 
     def _amend(
         self, slot: Slot, version: int, wanted: Definition
-    ) -> Callable[[str], Awaitable[tuple[Outcome, int, int]]]:
-        return lambda floor: self._scripts.amend(
+    ) -> Callable[[str, bool], Awaitable[tuple[Outcome, int, int]]]:
+        return lambda floor, again: self._scripts.amend(
             slot.keys, floor, version, wanted.json(), wanted.rules(), wanted.capacities()
         )
 
@@ -404,68 +416,70 @@ class Engine:
         InvalidRequest, UnknownSale, IdempotencyKeyReused, NotYetOpen, Closed, LimitReached, SoldOut, AllHeld.
         Overloaded, NotReady: nothing was done. OutcomeUnknown: repeat it with the same key.
         """
-        who = self._identity.buyer(checks.buyer(buyer))
-        checks.key(key)
+        waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         slot = self._slots.known(sale) or await self._slots.get(sale)
-        packed = await self._lines(slot, quantity, lines)
-        id = self._identity.ticket(sale, who, key) if key is not None else random_id()
-        flag = "n" if key is None else "k"
-        for _ in range(SWEEP_ROUNDS):
-            answer, expires_at = await slot.reserves.submit(f"{flag}{id}{who}{packed}")
-            outcome = answer.outcome
-            if outcome is Outcome.OK:
-                record = Record(id, Status.RESERVED, packed, answer.now, expires_at, who)
-                return await self._shown(slot, record, answer.now)
-            if outcome is Outcome.CHECK_STORE:
-                stored = await self._stored(self._store.ticket(slot.name, id))
-                if stored is not None:
-                    if stored.lines != packed:
-                        raise IdempotencyKeyReused
-                    return await self._shown(slot, stored, answer.now, replayed=True)
-                flag = "s"
-            elif outcome is Outcome.SWEEP_FIRST:
-                await self._sweeper.sweep(slot.name)
-            else:
-                return await self._reserve_refused(slot, id, answer)
-        raise NotReady(f"too many holds of '{sale}' run out at once")
-
-    async def _lines(self, slot: Slot, quantity: int | None, lines: Mapping[str, int] | Sequence[Line] | None) -> str:
         try:
-            return checks.lines(slot.definition, slot.item_of, quantity, lines)
+            self._reserve(slot, waiter, buyer, quantity, lines, key)
         except checks.UnknownSku:
             # Another process may have added an item a moment ago: read the sale once more before saying so.
             await self._slots.counts(slot)
-            return checks.lines(slot.definition, slot.item_of, quantity, lines)
+            self._reserve(slot, waiter, buyer, quantity, lines, key)
+        return await waiter
 
-    async def _reserve_refused(self, slot: Slot, id: str, answer: Answer) -> Ticket:
-        match answer.outcome:
-            case Outcome.REPLAYED:
-                return await self._shown(slot, Record.parse(id, answer.text), answer.now, replayed=True)
-            case Outcome.IDEMPOTENCY_KEY_REUSED:
-                raise IdempotencyKeyReused
-            case Outcome.NOT_YET_OPEN:
-                (opens_at,) = answer.numbers()
-                raise NotYetOpen(opens_at, max(1, opens_at - answer.now))
-            case Outcome.CLOSED:
-                raise Closed
-            case Outcome.LIMIT_REACHED:
-                item, remaining = answer.numbers()
-                raise LimitReached(remaining, slot.definition.items[item - 1].sku if item else None)
-            case Outcome.SOLD_OUT:
-                item, available = answer.numbers()
-                raise SoldOut(slot.definition.items[item - 1].sku, available)
-            case Outcome.ALL_HELD:
-                item, available, deadline = answer.numbers()
-                raise AllHeld(slot.definition.items[item - 1].sku, available, max(1, deadline - answer.now))
-            case Outcome.UNKNOWN_ITEM:
-                raise NotReady(f"'{slot.name}' in Redis lacks an item that this process knows")
-        raise AssertionError(f"reserve answered {answer.outcome}")
+    def reserve_for(
+        self,
+        waiter: Waiter,
+        sale: str,
+        *,
+        buyer: str,
+        quantity: int | None = None,
+        lines: Mapping[str, int] | Sequence[Line] | None = None,
+        key: str | None = None,
+    ) -> bool:
+        """As `reserve`, for a caller without a task: `waiter` hears the ticket, or why there is none.
 
-    async def _shown(self, slot: Slot, record: Record, now: int, *, replayed: bool = False) -> Ticket:
-        """The record as callers see it. Another process may have added the item it names: then the sale is read."""
-        if record.last_item > len(slot.definition.items):
-            await self._slots.counts(slot)
-        return record.ticket(slot.name, slot.definition, now, replayed=replayed)
+        Returns
+        -------
+        Whether it was taken up. If not, something has to be looked up first, nothing was done, and `reserve` does it.
+
+        Raises
+        ------
+        InvalidRequest, Overloaded, NotReady: nothing was done, and the waiter hears nothing.
+        """
+        slot = self._slots.known(sale)
+        if slot is None:
+            return False
+        try:
+            self._reserve(slot, waiter, buyer, quantity, lines, key)
+        except checks.UnknownSku:
+            return False
+        return True
+
+    def _reserve(
+        self,
+        slot: Slot,
+        waiter: Waiter,
+        buyer: str,
+        quantity: int | None,
+        lines: Mapping[str, int] | Sequence[Line] | None,
+        key: str | None,
+    ) -> None:
+        who = self._who(buyer)
+        packed = checks.lines(slot.definition, slot.item_of, quantity, lines)
+        if key is None:
+            slot.reserves.put((random_id(), who, RANDOM + packed, waiter))
+        else:
+            checks.key(key)
+            slot.reserves.put((self._identity.ticket(slot.definition.id, who, key), who, KEYED + packed, waiter))
+
+    def _who(self, buyer: str) -> str:
+        """The buyer's hash.
+
+        Raises
+        ------
+        InvalidRequest: nobody can be called that.
+        """
+        return self._identity.buyer(checks.buyer(buyer))
 
     async def confirm(
         self, ticket: str, *, buyer: str, reference: str | None = None, key: str | None = None, declined: bool = False
@@ -484,21 +498,43 @@ class Engine:
         PaymentDeclined, IdempotencyKeyReused.
         Overloaded, NotReady: nothing was done. OutcomeUnknown: repeat it with the same key.
         """
-        who = self._identity.buyer(checks.buyer(buyer))
-        paid_as = checks.reference(reference)
+        waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         slot, id = await self._locate(ticket)
-        operation = self._operation("confirm", ticket, checks.key(key))
-        answer = await slot.confirms.submit(f"{'d' if declined else 'a'}{id}{who}{operation}{paid_as}")
-        if answer.outcome is Outcome.UNKNOWN_TICKET:
-            record = await self._left_redis(slot, id)
-            if record.buyer != who:
-                raise NotYourTicket
-            if record.status is Status.PURCHASED and record.operation == operation:
-                if record.reference != paid_as or declined:
-                    raise IdempotencyKeyReused
-                return await self._shown(slot, record, answer.now, replayed=True)
-            raise await self._ended(slot, record, answer.now)
-        return await self._ticket_or_refusal(slot, id, answer)
+        self._confirm(slot, id, waiter, ticket, buyer, reference, key, declined)
+        return await waiter
+
+    def confirm_for(
+        self,
+        waiter: Waiter,
+        ticket: str,
+        *,
+        buyer: str,
+        reference: str | None = None,
+        key: str | None = None,
+        declined: bool = False,
+    ) -> bool:
+        """As `confirm`, for a caller without a task: see `reserve_for`."""
+        parts = split_ticket(ticket)
+        slot = self._slots.known(parts[0]) if parts is not None else None
+        if parts is None or slot is None:
+            return False
+        self._confirm(slot, parts[1], waiter, ticket, buyer, reference, key, declined)
+        return True
+
+    def _confirm(
+        self,
+        slot: Slot,
+        id: str,
+        waiter: Waiter,
+        ticket: str,
+        buyer: str,
+        reference: str | None,
+        key: str | None,
+        declined: bool,
+    ) -> None:
+        who = self._who(buyer)
+        payment = (DECLINED if declined else APPROVED) + checks.reference(reference)
+        slot.confirms.put((id, who, self._operation("confirm", ticket, checks.key(key)), payment, waiter))
 
     async def cancel(self, ticket: str, *, buyer: str, key: str | None = None) -> Ticket:
         """Gives a reserved ticket's units back. Cancelling again returns the cancelled ticket, `replayed`.
@@ -508,18 +544,10 @@ class Engine:
         InvalidRequest, UnknownTicket, NotYourTicket, AlreadyPurchased, TicketExpired.
         Overloaded, NotReady: nothing was done. OutcomeUnknown: repeat it.
         """
-        who = self._identity.buyer(checks.buyer(buyer))
+        waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         slot, id = await self._locate(ticket)
-        operation = self._operation("cancel", ticket, checks.key(key))
-        answer = await slot.cancels.submit(f"{id}{who}{operation}")
-        if answer.outcome is Outcome.UNKNOWN_TICKET:
-            record = await self._left_redis(slot, id)
-            if record.buyer != who:
-                raise NotYourTicket
-            if record.status is Status.CANCELLED:
-                return await self._shown(slot, record, answer.now, replayed=True)
-            raise await self._ended(slot, record, answer.now)
-        return await self._ticket_or_refusal(slot, id, answer)
+        slot.cancels.put((id, self._who(buyer), self._operation("cancel", ticket, checks.key(key)), waiter))
+        return await waiter
 
     async def ticket(self, ticket: str) -> Ticket:
         """The ticket as it stands.
@@ -529,10 +557,15 @@ class Engine:
         UnknownTicket, NotReady.
         """
         slot, id = await self._locate(ticket)
-        now, record = await slot.reads.submit(id)
+        now, record = await self._read(slot, id)
         if record is None:
-            record = await self._left_redis(slot, id)
-        return await self._shown(slot, record, now)
+            record = await self._transitions.left_redis(slot, id)
+        return await self._transitions.shown(slot, record, now)
+
+    def _read(self, slot: Slot, id: str) -> asyncio.Future[tuple[int, Record | None]]:
+        waiter: asyncio.Future[tuple[int, Record | None]] = asyncio.get_running_loop().create_future()
+        slot.reads.put((id, waiter))
+        return waiter
 
     async def tickets(
         self,
@@ -562,8 +595,8 @@ class Engine:
             await self._sweeper.sweep(slot.name)
             await self._stored(self._redis(self._snapshot.run()))
             return await self._page(slot, TicketQuery(slot.name, limit + 1, None, status, after), {}, limit)
-        who = self._identity.buyer(checks.buyer(buyer))
-        _, live = await self._slots.run(slot, lambda floor: self._scripts.mine(slot.keys, floor, who), reads=True)
+        who = self._who(buyer)
+        _, live = await self._slots.run(slot, lambda floor, _: self._scripts.mine(slot.keys, floor, who), reads=True)
         fresh = {record.id: record for record in live if (record.reserved_at, record.id) > after}
         return await self._page(slot, TicketQuery(slot.name, limit + 1, who, None, after), fresh, limit, status)
 
@@ -575,10 +608,11 @@ class Engine:
         # A full page of the store ends somewhere, and what Redis has beyond that belongs to the next one.
         merged = sorted((stored | dict(live)).values(), key=lambda record: (record.reserved_at, record.id))
         rows = merged[:limit]
-        reads = await asyncio.gather(*(slot.reads.submit(record.id) for record in rows))
+        reads = await asyncio.gather(*(self._read(slot, record.id) for record in rows))
         now = max((now for now, _ in reads), default=0)
         tickets = [
-            await self._shown(slot, fresh or record, now) for record, (_, fresh) in zip(rows, reads, strict=True)
+            await self._transitions.shown(slot, fresh or record, now)
+            for record, (_, fresh) in zip(rows, reads, strict=True)
         ]
         wanted = query.status or status
         last = _cursor(rows[-1].reserved_at, rows[-1].id) if len(merged) > limit else None
@@ -596,47 +630,11 @@ class Engine:
     def _operation(self, call: str, ticket: str, key: str | None) -> str:
         return random_id() if key is None else self._identity.operation(call, ticket, key)
 
-    async def _left_redis(self, slot: Slot, id: str) -> Record:
-        """A ticket that Redis does not have: an old one that the store knows, or none."""
-        record = await self._stored(self._store.ticket(slot.name, id))
-        if record is None:
-            raise UnknownTicket
-        if record.status is Status.RESERVED:
-            raise NotReady(
-                f"Redis has lost tickets of '{slot.name}' that the store knows; run `holdfast recover`", 5000
-            )
-        return record
-
-    async def _ended(self, slot: Slot, record: Record, now: int) -> HoldfastError:
-        if record.status is Status.PURCHASED:
-            return AlreadyPurchased(await self._shown(slot, record, now))
-        return AlreadyCancelled() if record.status is Status.CANCELLED else TicketExpired(record.expires_at)
-
-    async def _ticket_or_refusal(self, slot: Slot, id: str, answer: Answer) -> Ticket:
-        match answer.outcome:
-            case Outcome.OK:
-                return await self._shown(slot, Record.parse(id, answer.text), answer.now)
-            case Outcome.REPLAYED:
-                return await self._shown(slot, Record.parse(id, answer.text), answer.now, replayed=True)
-            case Outcome.NOT_YOUR_TICKET:
-                raise NotYourTicket
-            case Outcome.IDEMPOTENCY_KEY_REUSED:
-                raise IdempotencyKeyReused
-            case Outcome.ALREADY_PURCHASED:
-                raise await self._ended(slot, Record.parse(id, answer.text), answer.now)
-            case Outcome.ALREADY_CANCELLED:
-                raise AlreadyCancelled
-            case Outcome.TICKET_EXPIRED:
-                raise TicketExpired(*answer.numbers())
-            case Outcome.PAYMENT_DECLINED:
-                raise PaymentDeclined
-        raise AssertionError(f"a ticket's end answered {answer.outcome}")
-
     # -- identity --------------------------------------------------------------------------------------------------
 
     def buyer_hash(self, buyer: str) -> str:
         """The only form of a buyer that is kept, as in `Ticket.buyer`."""
-        return self._identity.buyer(checks.buyer(buyer))
+        return self._who(buyer)
 
     def ticket_id(self, sale: str, *, buyer: str, key: str) -> str:
         """The id that reserving with this key gives."""
@@ -654,8 +652,14 @@ class Engine:
             reasons = list((await self._unready()).values())
         except HoldfastError as error:
             reasons = [error.reason if isinstance(error, NotReady) else str(error)]
-        reasons += self._snapshot.alarms
+        reasons += self._alarms()
         return Readiness(not reasons, tuple(reasons))
+
+    def _alarms(self) -> list[str]:
+        if self._leadership is None:
+            return self._snapshot.alarms
+        self._leadership.post(self._snapshot.alarms)
+        return self._leadership.alarms()
 
     async def _unready(self) -> dict[str, str]:
         reasons: dict[str, str] = {}

@@ -43,13 +43,13 @@ KEY_CHARS_MAX = 255
 #: Characters of a payment reference, none of them a control character: it stands at the end of a ledger line.
 REFERENCE_CHARS_MAX = 255
 
-#: Tickets that one script call takes. About 12 us each in Redis on a slow core (measured): 150 keep a call under 2 ms,
-#: for which everybody else waits.
+#: Tickets that one script call takes. 6 to 8 us each in Redis on a slow core (measured): 150 keep a call well under
+#: 2 ms, for which everybody else waits.
 BATCH_MAX = 150
 
-#: Characters of all entries of one script call: tickets of many lines cost by the line, and their entries grow with
-#: them. 150 entries of one line are about 7,500.
-BATCH_CHARS_MAX = 7_500
+#: Characters of what varies in the calls of one batch (lines, payment references): tickets of many lines cost by the
+#: line. 150 orders of one line are about 600, and a ticket of 50 lines is about 400.
+BATCH_CHARS_MAX = 6_000
 
 #: Tickets of one sale that wait for their turn in one process. At 15,000/s this is more than a second of waiting,
 #: after which refusing with `overloaded` is kinder than queueing.

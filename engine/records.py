@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from holdfast.engine.values import Item, Line, Sale, Status, Ticket
 
 #: The letter of each status in records and ledger lines.
 LETTERS = {"r": Status.RESERVED, "p": Status.PURCHASED, "c": Status.CANCELLED, "x": Status.EXPIRED}
 LETTER_OF = {status: letter for letter, status in LETTERS.items()}
+
+#: Characters of ticket ids, buyers and operations.
+ID_CHARS = 22
 
 #: Kinds of ledger lines beside those of tickets: the sale was created, amended or recovered.
 SALE_LINE = "s"
@@ -119,8 +122,7 @@ def pack_lines(lines: Iterable[tuple[int, int]]) -> str:
     return ",".join(f"{item}:{quantity}" for item, quantity in sorted(lines))
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A ticket as Redis and the store keep it, without its sale's definition.
 
     Parameters
@@ -194,9 +196,8 @@ class Record:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """One line of the ledger.
+class Transition(NamedTuple):
+    """One transition, as the ledger tells it.
 
     Parameters
     ----------
@@ -220,7 +221,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of the ledger stream: the transitions of one script call. `sequence` is that of its last line."""
+    """One entry of the ledger stream: the transitions of one script call. `sequence` is that of the last one."""
 
     epoch: int
     sequence: int
@@ -229,8 +230,11 @@ class Entry:
 
     @property
     def first(self) -> int:
-        """Sequence of the first line."""
-        return self.sequence - self.text.count("\n")
+        """Sequence of the first transition."""
+        lines = self.text.split("\n")
+        grouped = [line for line in lines if line.startswith("r ")]
+        tickets = sum((len(line) - line.rindex(" ") - 1) // (2 * ID_CHARS) for line in grouped)
+        return self.sequence - (len(lines) - len(grouped) + tickets) + 1
 
     @staticmethod
     def parse(stream_id: bytes, fields: Mapping[bytes, bytes] | Sequence[Any]) -> Entry:
@@ -239,21 +243,23 @@ class Entry:
         return Entry(int(epoch), int(sequence), int(values[b"at"]), values[b"d"].decode())
 
     def transitions(self) -> list[Transition]:
-        """The lines, in order."""
-        return [
-            _transition(self.epoch, sequence, self.at, line)
-            for sequence, line in enumerate(self.text.split("\n"), start=self.first)
-        ]
-
-
-def _transition(epoch: int, sequence: int, at: int, line: str) -> Transition:
-    kind, _, rest = line.partition(" ")
-    if kind == SALE_LINE:
-        return Transition(epoch, sequence, at, kind, "", rest)
-    if kind == "r":
-        ticket, lines, buyer, expires_at = rest.split(" ")
-        return Transition(epoch, sequence, at, kind, ticket, lines, buyer, int(expires_at))
-    ticket, lines, operation, reference = rest.split(" ", 3)
-    if kind == "x":
-        return Transition(epoch, sequence, at, kind, ticket, lines, expires_at=int(reference), operation=operation)
-    return Transition(epoch, sequence, at, kind, ticket, lines, operation=operation, reference=reference)
+        """What it tells, in order: see `lua/includes/ledger.lua`."""
+        told: list[tuple[str, str, str, str, int, str, str]] = []
+        for line in self.text.split("\n"):
+            kind, _, rest = line.partition(" ")
+            if kind == SALE_LINE:
+                told.append((kind, "", rest, "", 0, "", ""))
+            elif kind == "r":
+                lines, expires_at, pairs = rest.split(" ")
+                deadline = int(expires_at)
+                for at in range(0, len(pairs), 2 * ID_CHARS):
+                    ticket, buyer = pairs[at : at + ID_CHARS], pairs[at + ID_CHARS : at + 2 * ID_CHARS]
+                    told.append((kind, ticket, lines, buyer, deadline, "", ""))
+            else:
+                ticket, lines, operation, reference = rest.split(" ", 3)
+                if kind == "x":
+                    told.append((kind, ticket, lines, "", int(reference), operation, ""))
+                else:
+                    told.append((kind, ticket, lines, "", 0, operation, reference))
+        first = self.sequence - len(told) + 1
+        return [Transition(self.epoch, first + at, self.at, *what) for at, what in enumerate(told)]

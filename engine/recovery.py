@@ -232,7 +232,7 @@ class Recovery:
             known = await self._store.ticket(slot, record.id)
             letter = LETTER_OF[record.status]
             if known is None:
-                born = f"r {record.id} {record.lines} {record.buyer} {record.expires_at}"
+                born = f"r {record.lines} {record.expires_at} {record.id}{record.buyer}"
                 lines.append((record.reserved_at, born))
             if record.status is Status.RESERVED or (known is not None and known.status is record.status):
                 continue
@@ -292,7 +292,7 @@ class Recovery:
         for deadline, ids in deadlines.items():
             for at in range(0, len(ids), BATCH_MAX):
                 values += (str(deadline), "".join(ids[at : at + BATCH_MAX]))
-                self._leases.set([f"{keys.lease_prefix}{slot}.{id}" for id in ids[at : at + BATCH_MAX]], deadline)
+                self._leases.set(f"{keys.lease_prefix}{slot}.", ids[at : at + BATCH_MAX], deadline)
         await self._put(keys, token, "deadlines", values)
         return tally
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
@@ -24,32 +24,40 @@ class Refused(Exception):
         self.outcome = outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a script said to one entry.
+class Answer(NamedTuple):
+    """What a script said to one call of a batch.
 
     Parameters
     ----------
     outcome: see `Outcome`.
     text: what follows it: a packed record, or numbers.
-    now: the server's clock in that call.
     """
 
     outcome: Outcome
     text: str
-    now: int
+
+    @staticmethod
+    def parse(raw: bytes) -> Answer:
+        outcome, _, text = raw.decode().partition(" ")
+        return Answer(Outcome(outcome), text)
 
     def numbers(self) -> list[int]:
         return [int(number) for number in self.text.split(" ")]
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """The reply to a batch of reservations; `expires_at` holds for every entry that was met."""
+class Batch(NamedTuple):
+    """The reply to a batch.
+
+    Parameters
+    ----------
+    now: the server's clock in that call, Unix milliseconds.
+    expires_at: the deadline of every ticket reserved in it; 0 for other scripts.
+    answers: one for each call, raw: what `Answer.parse` reads, or a short form that the script's header names.
+    """
 
     now: int
     expires_at: int
-    answers: list[Answer]
+    answers: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +69,6 @@ class Swept:
     expired: int
     more_due: bool
     deadline: int | None
-
-
-def _answer(raw: bytes, now: int) -> Answer:
-    outcome, _, text = raw.decode().partition(" ")
-    return Answer(Outcome(outcome), text, now)
 
 
 class Scripts:
@@ -97,9 +100,10 @@ class Scripts:
 
     async def _run_slot(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:
         reply = await self._run(name, keys, *args)
-        outcome = Outcome(reply[0].decode())
-        if outcome in (Outcome.MISSING, Outcome.FENCED, Outcome.BEHIND):
-            raise Refused(outcome)
+        if reply[0] != b"ok":
+            outcome = Outcome(reply[0].decode())
+            if outcome in (Outcome.MISSING, Outcome.FENCED, Outcome.BEHIND):
+                raise Refused(outcome)
         return reply
 
     async def create(self, keys: SlotKeys, definition: str, origin: str, rules: str, counts: str) -> Outcome:
@@ -114,18 +118,29 @@ class Scripts:
         item, in_use = reply[1:3] if len(reply) > 1 else (0, 0)
         return Outcome(reply[0].decode()), item, in_use
 
-    async def reserve(self, keys: SlotKeys, floor: str, entries: Sequence[str]) -> Reserved:
-        reply = await self._run_slot("reserve", _all(keys), floor, *entries)
-        now = reply[1]
-        return Reserved(now, reply[2], [_answer(raw, now) for raw in reply[5:]])
+    async def reserve(
+        self, keys: SlotKeys, floor: str, ids: Sequence[str], buyers: Sequence[str], orders: Sequence[str]
+    ) -> Batch:
+        reply = await self._run_slot("reserve", _all(keys), floor, *ids, *buyers, *orders)
+        return Batch(reply[1], reply[2], reply[5:])
 
-    async def confirm(self, keys: SlotKeys, floor: str, entries: Sequence[str]) -> list[Answer]:
-        reply = await self._run_slot("confirm", _all(keys), floor, *entries)
-        return [_answer(raw, reply[1]) for raw in reply[4:]]
+    async def confirm(
+        self,
+        keys: SlotKeys,
+        floor: str,
+        ids: Sequence[str],
+        buyers: Sequence[str],
+        operations: Sequence[str],
+        payments: Sequence[str],
+    ) -> Batch:
+        reply = await self._run_slot("confirm", _all(keys), floor, *ids, *buyers, *operations, *payments)
+        return Batch(reply[1], 0, reply[4:])
 
-    async def cancel(self, keys: SlotKeys, floor: str, entries: Sequence[str]) -> list[Answer]:
-        reply = await self._run_slot("cancel", _all(keys), floor, *entries)
-        return [_answer(raw, reply[1]) for raw in reply[4:]]
+    async def cancel(
+        self, keys: SlotKeys, floor: str, ids: Sequence[str], buyers: Sequence[str], operations: Sequence[str]
+    ) -> Batch:
+        reply = await self._run_slot("cancel", _all(keys), floor, *ids, *buyers, *operations)
+        return Batch(reply[1], 0, reply[4:])
 
     async def expire(self, keys: SlotKeys, floor: str) -> Swept:
         _, now, _, sequence, expired, more_due, deadline = await self._run_slot("expire", _all(keys), floor)
@@ -148,9 +163,6 @@ class Scripts:
         names = (keys.sale, keys.tickets, keys.buyers)
         reply = await self._run_slot("drop", names, floor, str(cursor), str(before), *ids)
         return int(reply[1])
-
-    async def lease(self, leases: Sequence[str], deadline: int) -> None:
-        await self._run("lease", leases, str(deadline))
 
     async def fence(self, keys: SlotKeys, token: str) -> tuple[int, int]:
         """Epoch and sequence that the slot stands at; 0 and 0 where it has none."""

@@ -1,22 +1,26 @@
-"""What this process knows of each slot, and how a call gets there: checked, coalesced, sent again when Redis blinks."""
+"""What this process knows of each slot, and how a call gets there: checked, and sent again when Redis blinks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from holdfast.engine.batcher import Batcher
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, UnknownSale
 from holdfast.engine.keys import SlotKeys, slot_keys
-from holdfast.engine.leases import Leases
 from holdfast.engine.outcomes import Outcome
-from holdfast.engine.records import Definition, Record
-from holdfast.engine.scripts import Answer, Refused, Scripts
+from holdfast.engine.records import Definition
+from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.store import Cursor, Store, StoredSale, StoreError
+from holdfast.engine.transitions import Transitions
+from holdfast.engine.values import Line
 
 T = TypeVar("T")
+
+#: Kinds of lines kept in the form in which callers see them: what people really order of one sale, in a few MB.
+LINES_KNOWN_MAX = 1_000
 
 #: Seconds for which a call is sent again after a lost connection before its caller hears `outcome_unknown`: long enough
 #: for a restart or a failover that goes well, short enough for a person who waits.
@@ -24,6 +28,22 @@ RESEND_S = 3.0
 
 #: Seconds between two tries.
 RESEND_PAUSE_S = 0.05
+
+
+class KnownLines(dict[str, tuple[Line, ...]]):
+    """Packed lines read once, up to `LINES_KNOWN_MAX` kinds of them.
+
+    `get` answers only those that were read before. Reading lines of an item that the definition lacks is an IndexError.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self._definition = definition
+
+    def __missing__(self, packed: str) -> tuple[Line, ...]:
+        if len(self) >= LINES_KNOWN_MAX:
+            self.clear()
+        lines = self[packed] = self._definition.lines(packed)
+        return lines
 
 
 class Slot:
@@ -38,13 +58,17 @@ class Slot:
     def __init__(self, name: str, definition: Definition, floor: Cursor, generation: int, slots: Slots) -> None:
         self.name = name
         self.keys: SlotKeys = slot_keys(name)
+        #: Before the id in a ticket's name.
+        self.ticket_prefix = f"{name}."
         self.floor = floor
         self.generation = generation
         self.definition = definition
-        self.reserves: Batcher[tuple[Answer, int]] = Batcher(lambda entries: slots.reserve(self, entries))
-        self.confirms: Batcher[Answer] = Batcher(lambda entries: slots.confirm(self, entries))
-        self.cancels: Batcher[Answer] = Batcher(lambda entries: slots.cancel(self, entries))
-        self.reads: Batcher[tuple[int, Record | None]] = Batcher(lambda ids: slots.read(self, ids))
+        self._slots = slots
+        transitions = slots.transitions
+        self.reserves = Batcher(lambda batch: transitions.reserve(self, batch))
+        self.confirms = Batcher(lambda batch: transitions.confirm(self, batch))
+        self.cancels = Batcher(lambda batch: transitions.cancel(self, batch))
+        self.reads = Batcher(lambda batch: transitions.read(self, batch))
 
     @property
     def definition(self) -> Definition:
@@ -56,9 +80,16 @@ class Slot:
         self._definition = definition
         #: The number of each sku in packed lines.
         self.item_of = definition.indexes()
+        #: Packed lines as callers see them. In a stampede nearly all want the same.
+        self.lines = KnownLines(definition)
 
-    def lease_keys(self, ids: Sequence[str]) -> list[str]:
-        return [f"{self.keys.lease_prefix}{self.name}.{id}" for id in ids]
+    async def run(self, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False) -> T:
+        """As `Slots.run` on this slot."""
+        return await self._slots.run(self, send, reads=reads)
+
+    async def counts(self) -> tuple[Definition, bytes, int]:
+        """As `Slots.counts` on this slot."""
+        return await self._slots.counts(self)
 
     async def drained(self) -> None:
         """Refuses new calls, and returns once none is under way."""
@@ -69,11 +100,11 @@ class Slot:
 class Slots:
     """The slots that this process has met."""
 
-    def __init__(self, server: Server, scripts: Scripts, store: Store, leases: Leases) -> None:
+    def __init__(self, server: Server, scripts: Scripts, store: Store, transitions: Transitions) -> None:
         self._server = server
         self._scripts = scripts
         self._store = store
-        self._leases = leases
+        self.transitions = transitions
         self._known: dict[str, Slot] = {}
         #: Sales that are being looked up: in a stampede everybody asks for the same one, and one look is enough.
         self._loading: dict[str, asyncio.Task[Slot]] = {}
@@ -154,7 +185,7 @@ class Slots:
         """Brings a registered sale into Redis and settles the intent; may be run again, and by two at once."""
         rules, counts = definition.rules(), definition.fresh_counts()
         outcome = await self.run(
-            slot, lambda _: self._scripts.create(slot.keys, definition.json(), definition.origin, rules, counts)
+            slot, lambda *_: self._scripts.create(slot.keys, definition.json(), definition.origin, rules, counts)
         )
         if outcome is Outcome.SALE_EXISTS:
             raise NotReady(
@@ -186,12 +217,12 @@ class Slots:
             slot.definition = Definition.from_json(fresh)
         slot.generation = generation
 
-    async def run(self, slot: Slot, send: Callable[[str], Awaitable[T]], *, reads: bool = False) -> T:
+    async def run(self, slot: Slot, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False) -> T:
         """Runs one script call, again when Redis was lost in the middle: every script tolerates to run twice.
 
         Parameters
         ----------
-        send: makes the call, given the floor.
+        send: makes the call, given the floor and whether it was sent before.
         reads: it changes nothing, so that there is no outcome to be unknown.
 
         Raises
@@ -206,7 +237,7 @@ class Slots:
             try:
                 if slot.generation != self._server.generation:
                     await self._refresh(slot)
-                return await send(slot.floor.floor)
+                return await send(slot.floor.floor, sent)
             except Refused as refused:
                 if sent:
                     raise OutcomeUnknown from refused
@@ -235,43 +266,6 @@ class Slots:
             retry_after_ms=5000,
         )
 
-    async def reserve(self, slot: Slot, entries: Sequence[str]) -> list[tuple[Answer, int]]:
-        """A batch of reservations, each answered with the deadline of those that were met; their leases are set."""
-        reserved = await self.run(slot, lambda floor: self._scripts.reserve(slot.keys, floor, entries))
-        made = []
-        for entry, answer in zip(entries, reserved.answers, strict=True):
-            if answer.outcome is Outcome.OK:
-                made.append(entry[1:23])
-            elif answer.outcome is Outcome.REPLAYED and answer.text.startswith("r "):
-                # One that was sent again may have made its ticket the first time, and then it has no lease yet.
-                self._leases.set(slot.lease_keys([entry[1:23]]), int(answer.text.split(" ")[3]))
-        if made:
-            self._leases.set(slot.lease_keys(made), reserved.expires_at)
-        return [(answer, reserved.expires_at) for answer in reserved.answers]
-
-    async def confirm(self, slot: Slot, entries: Sequence[str]) -> list[Answer]:
-        """A batch of confirmations; the leases of those paid are deleted."""
-        answers = await self.run(slot, lambda floor: self._scripts.confirm(slot.keys, floor, entries))
-        self._delete_leases(slot, [entry[1:23] for entry in entries], answers)
-        return answers
-
-    async def cancel(self, slot: Slot, entries: Sequence[str]) -> list[Answer]:
-        """A batch of cancellations; the leases of those cancelled are deleted."""
-        answers = await self.run(slot, lambda floor: self._scripts.cancel(slot.keys, floor, entries))
-        self._delete_leases(slot, [entry[:22] for entry in entries], answers)
-        return answers
-
-    def _delete_leases(self, slot: Slot, ids: Sequence[str], answers: Sequence[Answer]) -> None:
-        # A repeat deletes again: the process that did it first may have died before its lease was gone.
-        done = [id for id, answer in zip(ids, answers, strict=True) if answer.outcome in (Outcome.OK, Outcome.REPLAYED)]
-        if done:
-            self._leases.delete(slot.lease_keys(done))
-
-    async def read(self, slot: Slot, ids: Sequence[str]) -> list[tuple[int, Record | None]]:
-        """Records by id, each with the server's clock."""
-        now, records = await self.run(slot, lambda floor: self._scripts.read(slot.keys, floor, ids), reads=True)
-        return [(now, record) for record in records]
-
     async def counts(self, slot: Slot) -> tuple[Definition, bytes, int]:
         """Definition, counters and sequence of one instant.
 
@@ -280,7 +274,7 @@ class Slots:
         NotReady: the slot is fenced, behind its floor or not there.
         """
 
-        async def look(floor: str) -> tuple[Definition, bytes, int]:
+        async def look(floor: str, again: bool) -> tuple[Definition, bytes, int]:
             fence, epoch, sequence, definition, counts = await self._server.call(
                 "HMGET", slot.keys.sale, "fence", "epoch", "sequence", "definition", "counts"
             )
@@ -300,3 +294,4 @@ class Slots:
         """Refuses new calls, and returns once none is under way."""
         for slot in self.all():
             await slot.drained()
+        await self.transitions.drained()

@@ -11,7 +11,6 @@ from redis.exceptions import RedisError
 from holdfast.engine.connection import NotSent, Server
 from holdfast.engine.errors import NotReady, OutcomeUnknown, UnknownSale
 from holdfast.engine.keys import slot_keys
-from holdfast.engine.scripts import Scripts
 from holdfast.engine.slots import Slots
 from holdfast.engine.store import Store, StoreError
 
@@ -30,9 +29,8 @@ SLOTS_STEP = 500
 class Sweeper:
     """Expires holds on time, with nothing but the clock and the deadline index."""
 
-    def __init__(self, server: Server, scripts: Scripts, store: Store, slots: Slots) -> None:
+    def __init__(self, server: Server, store: Store, slots: Slots) -> None:
         self._server = server
-        self._scripts = scripts
         self._store = store
         self._slots = slots
         self._names: set[str] = set()
@@ -67,18 +65,11 @@ class Sweeper:
 
     async def sweep(self, name: str) -> int:
         """Expires everything that is due in one slot, a bounded call at a time; nothing in a slot that is not ready."""
-        expired = 0
         try:
-            # Through the slot, like every transition: a sweep that wrote into a Redis which has lost something would
-            # bring its sequence up to the store's, and it would pass for whole.
             slot = await self._slots.get(name)
-            while True:
-                swept = await self._slots.run(slot, lambda floor: self._scripts.expire(slot.keys, floor))
-                expired += swept.expired
-                if not swept.more_due:
-                    return expired
         except (NotReady, OutcomeUnknown, UnknownSale):
-            return expired
+            return 0
+        return await self._slots.transitions.sweep(slot)
 
     async def pause(self) -> None:
         """Waits for the next look: a tick, or a wake-up."""

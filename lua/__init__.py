@@ -21,7 +21,6 @@ SCRIPTS = (
     "read",
     "mine",
     "drop",
-    "lease",
     "fence",
     "clear",
     "restore",

@@ -49,7 +49,7 @@ for at, capacity in ipairs(capacities) do
   slot.counts[3 * at - 2] = capacity - reserved - purchased
   slot.counts[3 * at - 1], slot.counts[3 * at] = reserved, purchased
 end
-slot.ledger[#slot.ledger + 1] = 's ' .. definition
+log_line(slot, 's ' .. definition)
 slot.sale_fields = { 'definition', definition, 'version', whole(version + 1), 'rules', rules }
 commit(slot)
 return { OUTCOME.ok }

@@ -2,7 +2,7 @@
 --
 -- KEYS     sale tickets buyers deadlines ledger
 -- ARGV     floor: EPOCH-SEQUENCE, what the store is known to hold
---          entry...: a batch; each one ID (22), BUYER (22), OPERATION (22) without spaces between
+--          id..., buyer..., operation...: a batch, as many of each, all of 22 characters
 -- Returns  {ok, now, epoch, sequence, answer...}, or {missing|fenced|behind}. An answer is `ok RECORD`,
 --          `replayed RECORD` (cancelled before, by whatever operation), `unknown_ticket`, `not_your_ticket`,
 --          `already_purchased RECORD`, `ticket_expired EXPIRED_AT`
@@ -23,6 +23,10 @@ local function cancel(id, buyer, operation)
   if not record then
     return OUTCOME.unknown_ticket
   end
+  local lines, expires_at, holder = held(record)
+  if lines and holder == buyer and slot.now < expires_at then
+    return OUTCOME.ok .. ' ' .. end_ticket(slot, id, record, lines, buyer, 'c', slot.now, operation, '')
+  end
   local ticket = ticket_of(record)
   if ticket.buyer ~= buyer then
     return OUTCOME.not_your_ticket
@@ -33,22 +37,15 @@ local function cancel(id, buyer, operation)
   if ticket.status == 'p' then
     return OUTCOME.already_purchased .. ' ' .. record
   end
-  if ticket.status == 'x' or slot.now >= ticket.expires_at then
-    return OUTCOME.ticket_expired .. ' ' .. whole(ticket.expires_at)
-  end
-  return OUTCOME.ok .. ' ' .. end_ticket(slot, id, ticket, 'c', slot.now, operation, '')
+  return OUTCOME.ticket_expired .. ' ' .. whole(ticket.expires_at)
 end
 
-local ids, names = {}, {}
-for i = 2, #ARGV do
-  ids[#ids + 1] = string.sub(ARGV[i], 1, 22)
-  names[#names + 1] = string.sub(ARGV[i], 23, 44)
-end
-load_tickets(slot, ids)
-load_buyers(slot, names)
+local size = (#ARGV - 1) / 3
+load_tickets(slot, { unpack(ARGV, 2, size + 1) })
+load_buyers(slot, { unpack(ARGV, size + 2, 2 * size + 1) })
 local reply = { OUTCOME.ok, slot.now, slot.epoch, 0 }
-for i, id in ipairs(ids) do
-  reply[#reply + 1] = cancel(id, names[i], string.sub(ARGV[i + 1], 45, 66))
+for i = 1, size do
+  reply[4 + i] = cancel(ARGV[1 + i], ARGV[1 + size + i], ARGV[1 + 2 * size + i])
 end
 commit(slot, true)
 reply[4] = slot.sequence

@@ -2,10 +2,10 @@
 --
 -- KEYS     sale tickets buyers deadlines ledger
 -- ARGV     floor: EPOCH-SEQUENCE, what the store is known to hold
---          entry...: a batch; each one MODE, ID (22), BUYER (22), OPERATION (22), REFERENCE without spaces between.
---          MODE is a where the payment is approved, d where it is declined
--- Returns  {ok, now, epoch, sequence, answer...}, or {missing|fenced|behind}. An answer is `ok RECORD`,
---          `replayed RECORD`, `unknown_ticket`, `not_your_ticket`, `idempotency_key_reused`,
+--          id (22)..., buyer (22)..., operation (22)..., payment...: a batch, as many of each. A payment is MODE and
+--          REFERENCE without a space between; MODE is a where it is approved, d where it is declined
+-- Returns  {ok, now, epoch, sequence, answer...}, or {missing|fenced|behind}. An answer is RECORD, as it was, of one that
+--          is purchased now, or `replayed RECORD`, `unknown_ticket`, `not_your_ticket`, `idempotency_key_reused`,
 --          `already_purchased RECORD`, `already_cancelled`, `ticket_expired EXPIRED_AT`, `payment_declined`
 -- Ledger   p ID LINES OPERATION REFERENCE
 --@include commit
@@ -19,10 +19,18 @@ if not slot then
   return { refused }
 end
 
-local function confirm(mode, id, buyer, operation, reference)
+local APPROVED = string.byte('a')
+
+local function confirm(id, buyer, operation, payment)
   local record = slot.tickets[id]
   if not record then
     return OUTCOME.unknown_ticket
+  end
+  local approved, reference = string.byte(payment) == APPROVED, string.sub(payment, 2)
+  local lines, expires_at, holder = held(record)
+  if lines and holder == buyer and slot.now < expires_at and approved then
+    end_ticket(slot, id, record, lines, buyer, 'p', slot.now, operation, reference)
+    return record
   end
   local ticket = ticket_of(record)
   if ticket.buyer ~= buyer then
@@ -31,7 +39,7 @@ local function confirm(mode, id, buyer, operation, reference)
   if ticket.status == 'p' then
     if ticket.operation ~= operation then
       return OUTCOME.already_purchased .. ' ' .. record
-    elseif ticket.reference ~= reference or mode ~= 'a' then
+    elseif ticket.reference ~= reference or not approved then
       return OUTCOME.idempotency_key_reused
     end
     return OUTCOME.replayed .. ' ' .. record
@@ -43,22 +51,14 @@ local function confirm(mode, id, buyer, operation, reference)
   if ticket.status == 'x' or slot.now >= ticket.expires_at then
     return OUTCOME.ticket_expired .. ' ' .. whole(ticket.expires_at)
   end
-  if mode ~= 'a' then
-    return OUTCOME.payment_declined
-  end
-  return OUTCOME.ok .. ' ' .. end_ticket(slot, id, ticket, 'p', slot.now, operation, reference)
+  return OUTCOME.payment_declined
 end
 
-local ids = {}
-for i = 2, #ARGV do
-  ids[#ids + 1] = string.sub(ARGV[i], 2, 23)
-end
-load_tickets(slot, ids)
+local size = (#ARGV - 1) / 4
+load_tickets(slot, { unpack(ARGV, 2, size + 1) })
 local reply = { OUTCOME.ok, slot.now, slot.epoch, 0 }
-for i, id in ipairs(ids) do
-  local entry = ARGV[i + 1]
-  reply[#reply + 1] = confirm(string.sub(entry, 1, 1), id, string.sub(entry, 24, 45), string.sub(entry, 46, 67),
-    string.sub(entry, 68))
+for i = 1, size do
+  reply[4 + i] = confirm(ARGV[1 + i], ARGV[1 + size + i], ARGV[1 + 2 * size + i], ARGV[1 + 3 * size + i])
 end
 commit(slot, true)
 reply[4] = slot.sequence

@@ -35,7 +35,7 @@ if #leaving > 0 then
     redis.call('HSET', slot.keys.sale, 'dropped', '1')
   end
   for _, entry in ipairs(leaving) do
-    change_ticket(slot, entry.id, false)
+    slot.dropped_tickets[#slot.dropped_tickets + 1] = entry.id
     forget_ticket(slot, entry.buyer, entry.id)
   end
   commit(slot)

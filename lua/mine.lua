@@ -13,7 +13,7 @@ if not slot then
   return { refused }
 end
 load_buyers(slot, { buyer })
-local ids = ids_of(slot.buyers[buyer].ids)
+local ids = ids_of(buyer_of(slot, buyer).ids)
 load_tickets(slot, ids)
 local reply = { OUTCOME.ok, slot.now }
 for _, id in ipairs(ids) do

@@ -9,10 +9,10 @@ local function commit(slot, even_when_full)
   if even_when_full then
     redis.call('HDEL', keys.sale, '-')
   end
-  if #slot.ledger > 0 then
-    slot.sequence = slot.sequence + #slot.ledger
+  if slot.transitions > 0 then
+    slot.sequence = slot.sequence + slot.transitions
     redis.call('XADD', keys.ledger, whole(slot.epoch) .. '-' .. whole(slot.sequence),
-      'at', whole(slot.now), 'd', table.concat(slot.ledger, '\n'))
+      'at', whole(slot.now), 'd', table.concat(slot.ledger, '', 1, slot.ledger.n))
     local fields = slot.sale_fields
     fields[#fields + 1] = 'sequence'
     fields[#fields + 1] = whole(slot.sequence)
@@ -20,21 +20,12 @@ local function commit(slot, even_when_full)
     fields[#fields + 1] = pack_numbers(slot.counts)
     redis.call('HSET', keys.sale, unpack(fields))
   end
-  local pairs_out, gone = {}, {}
-  for _, id in ipairs(slot.changed_tickets) do
-    local record = slot.tickets[id]
-    if record then
-      pairs_out[#pairs_out + 1] = id
-      pairs_out[#pairs_out + 1] = record
-    else
-      gone[#gone + 1] = id
-    end
+  local writes = slot.ticket_writes
+  if writes.n > 0 then
+    redis.call('HSET', keys.tickets, unpack(writes, 1, writes.n))
   end
-  if #pairs_out > 0 then
-    redis.call('HSET', keys.tickets, unpack(pairs_out))
-  end
-  if #gone > 0 then
-    redis.call('HDEL', keys.tickets, unpack(gone))
+  if #slot.dropped_tickets > 0 then
+    redis.call('HDEL', keys.tickets, unpack(slot.dropped_tickets))
   end
   commit_buyers(slot)
   if slot.new_deadline then

@@ -31,10 +31,14 @@ local function open_slot(keys, floor)
     counts = numbers(field[5]),
     dropped = field[6] and true or false, -- ended tickets have left this slot: a miss is not yet a proof
     tickets = {}, -- id to record, or false where there is none; filled by load_tickets()
-    changed_tickets = {}, -- ids, in the order of their first change
+    ticket_writes = { n = 0 }, -- id, record, id, record...: as HSET takes them; n is their number
+    dropped_tickets = {}, -- ids of records to delete
     buyers = {}, -- buyer to what it holds; filled by load_buyers()
-    changed_buyers = {},
-    ledger = {}, -- lines of this call's entry
+    changed_buyers = { n = 0 }, -- names; n is their number
+    buyer_writes = { n = 0 }, -- name, text, name, text...: as HSET takes them, for those who came for the first time
+    ledger = { n = 0 }, -- pieces of the text of this call's entry; n is their number
+    transitions = 0, -- how many the text tells
+    open_group = nil, -- the line of reservations that can still be added to: its LINES
     dead_deadlines = {}, -- members of the deadline index with nothing left to expire
     sale_fields = {}, -- further fields of the sale's hash to write
   }

@@ -8,17 +8,21 @@ local SWEEP_MAX = 150
 -- Members read at a time: a member may be one ticket or a whole batch.
 local SWEEP_STEP = 8
 
--- The reserved ones among a member's tickets, as {id, ticket} pairs.
+-- The reserved ones among a member's tickets, each {id, record, lines, expires_at, buyer}, and their buyers.
 local function live_tickets(slot, member)
-  local ids, live = ids_of(member), {}
+  local ids, live, names = ids_of(member), {}, {}
   load_tickets(slot, ids)
-  for _, id in ipairs(ids) do
-    local record = slot.tickets[id]
-    if record and string.sub(record, 1, 1) == 'r' then
-      live[#live + 1] = { id = id, ticket = ticket_of(record) }
+  for i = 1, #ids do
+    local record = slot.tickets[ids[i]]
+    if record then
+      local lines, expires_at, buyer = held(record)
+      if lines then
+        live[#live + 1] = { ids[i], record, lines, expires_at, buyer }
+        names[#names + 1] = buyer
+      end
     end
   end
-  return live, #ids
+  return live, names, #ids
 end
 
 -- Expires what is due, once per script. Sets slot.swept, and slot.more_due when it stopped at SWEEP_MAX.
@@ -36,14 +40,11 @@ local function sweep(slot)
         slot.more_due = true
         return expired
       end
-      local live, size = live_tickets(slot, member)
-      local names = {}
-      for i, entry in ipairs(live) do
-        names[i] = entry.ticket.buyer
-      end
+      local live, names, size = live_tickets(slot, member)
       load_buyers(slot, names)
-      for _, entry in ipairs(live) do
-        end_ticket(slot, entry.id, entry.ticket, 'x', entry.ticket.expires_at, '-', '')
+      for i = 1, #live do
+        local id, record, lines, expires_at, buyer = unpack(live[i])
+        end_ticket(slot, id, record, lines, buyer, 'x', expires_at, '-', whole(expires_at))
       end
       slot.dead_deadlines[#slot.dead_deadlines + 1] = member
       looked = looked + size

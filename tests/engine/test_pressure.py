@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from holdfast.engine import ConfigurationError, Engine, NotReady, OutcomeUnknown, Overloaded, Status, UnknownSale
-from holdfast.engine.batcher import Batcher
+from holdfast.engine.batcher import Batcher, Call
 from holdfast.engine.connection import CONNECTIONS_MAX, NoReply, NotSent, Server
 
 
@@ -155,24 +156,31 @@ async def test_callers_that_hang_up_never_see_anothers_answer(redis_server: Any,
         assert sale.items[0].available + sale.items[0].reserved + sale.items[0].purchased == 3000
 
 
+def put(batcher: Batcher, name: str) -> asyncio.Future[str]:
+    waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    batcher.put((name, waiter))
+    return waiter
+
+
 async def test_a_lone_call_goes_out_at_once_and_others_together() -> None:
     sizes: list[int] = []
     under_way = asyncio.Event()
 
-    async def run(entries: Any) -> list[str]:
-        sizes.append(len(entries))
+    async def run(batch: Sequence[Call]) -> None:
+        sizes.append(len(batch))
         await under_way.wait()
-        return [entry.upper() for entry in entries]
+        for name, waiter in batch:
+            if not waiter.done():
+                waiter.set_result(name.upper())
 
-    batcher: Batcher[str] = Batcher(run, batch_max=3, queue_max=5)
-    first = asyncio.create_task(batcher.submit("a"))
+    batcher = Batcher(run, batch_max=3, queue_max=5)
+    first = put(batcher, "a")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert sizes == [1]
-    others = [asyncio.create_task(batcher.submit(name)) for name in "bcdef"]
-    await asyncio.sleep(0)
+    others = [put(batcher, name) for name in "bcdef"]
     with pytest.raises(Overloaded):
-        await batcher.submit("g")
+        put(batcher, "g")
     others[1].cancel()
     under_way.set()
     assert await first == "A"
@@ -185,17 +193,18 @@ async def test_a_lone_call_goes_out_at_once_and_others_together() -> None:
 async def test_a_batch_that_fails_fails_for_each_and_the_next_goes_on() -> None:
     calls = 0
 
-    async def run(entries: Any) -> list[str]:
+    async def run(batch: Sequence[Call]) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise NotReady("no")
-        return list(entries)
+        for name, waiter in batch:
+            waiter.set_result(name)
 
-    batcher: Batcher[str] = Batcher(run)
-    answers = await asyncio.gather(batcher.submit("a"), batcher.submit("b"), return_exceptions=True)
+    batcher = Batcher(run)
+    answers = await asyncio.gather(put(batcher, "a"), put(batcher, "b"), return_exceptions=True)
     assert [type(answer) for answer in answers] == [NotReady, NotReady]
-    assert await batcher.submit("c") == "c"
+    assert await put(batcher, "c") == "c"
 
 
 async def test_a_stampede_on_a_sale_that_this_process_has_not_met_looks_it_up_once(

@@ -83,7 +83,7 @@ async def test_a_cursor_that_has_moved_refuses_the_whole_append(tmp_path: Path) 
     await store.open()
     definition = Definition("gig", "g", (ItemDefinition("general", "g", 5, None),), 1, None, None, None, 1, "o")
     await store.begin_sale(definition)
-    entries = [Entry(1, 1, 5, f"s {definition.json()}"), Entry(1, 2, 6, f"r {'t' * 22} 1:2 {'b' * 22} 99")]
+    entries = [Entry(1, 1, 5, f"s {definition.json()}"), Entry(1, 2, 6, f"r 1:2 99 {'t' * 22}{'b' * 22}")]
     await store.append([Copied("gig", Cursor(0, 0), entries)])
     with pytest.raises(CursorMoved):
         await store.append([Copied("gig", Cursor(0, 0), entries)])
@@ -157,7 +157,7 @@ async def test_its_cost_follows_what_is_new(redis_server: Any, tmp_path: Path, m
     append = SqliteStore.append
 
     async def counted(self: SqliteStore, stretches: Any) -> list[str]:
-        copied.append(sum(entry.text.count("\n") + 1 for stretch in stretches for entry in stretch.entries))
+        copied.append(sum(len(entry.transitions()) for stretch in stretches for entry in stretch.entries))
         return await append(self, stretches)
 
     monkeypatch.setattr(SqliteStore, "append", counted)

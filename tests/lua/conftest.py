@@ -66,9 +66,9 @@ class Slot:
         counts = " ".join(f"{units} 0 0" for units in capacity.split())
         return self.run("create", "sale ledger", '{"version":1}', "origin", rules, counts)
 
-    def answers(self, script: str, *entries: str) -> list[str]:
-        """The answers of one call of reserve, confirm or cancel."""
-        reply = self.on_all(script, *entries)
+    def answers(self, script: str, *entries: tuple[str, ...]) -> list[str]:
+        """The answers of one call of reserve, confirm or cancel, whose entries go in column by column."""
+        reply = self.on_all(script, *itertools.chain(*zip(*entries, strict=True)))
         assert reply[0] == "ok", reply
         return list(reply[5 if script == "reserve" else 4 :])
 
