@@ -14,6 +14,7 @@ from pydantic_core import from_json, to_json
 
 from holdfast.engine import InvalidRequest, limits
 
+from .context import Headers
 from .models import Body, pointer, sentence
 from .problems import BodyTooLarge, InvalidBody, MalformedJson, RequestTimeout, UnsupportedMediaType
 
@@ -92,12 +93,19 @@ async def read_model(
     MalformedJson: it is no JSON, or empty where one is needed.
     InvalidBody: its fields are wrong; all that are wrong are named.
     """
-    raw = await read_body(request)
+    return parse_model(
+        await read_body(request), request.headers, model, media_types=media_types, may_be_empty=may_be_empty
+    )
+
+
+def parse_model(
+    raw: bytes, headers: Headers, model: type[B], *, media_types: frozenset[str] = JSON, may_be_empty: bool = False
+) -> B:
+    """A body that has arrived as a model; raises as `read_model`, but for size and time."""
     if not raw:
         if may_be_empty:
             return model()
         raise MalformedJson("The body is empty; this call needs a JSON object.")
-    headers = request.headers
     media_type = headers.get(hdrs.CONTENT_TYPE)
     if media_type not in media_types:
         _require_media_type(media_type, media_types)
@@ -169,14 +177,14 @@ def read_query(request: web.Request, *names: str) -> Mapping[str, str]:
     return query
 
 
-def idempotency_key(request: web.Request) -> str | None:
+def idempotency_key(headers: Headers) -> str | None:
     """The call's idempotency key, if it has one.
 
     Raises
     ------
     InvalidRequest: it is malformed, or there are two.
     """
-    keys = request.headers.getall(IDEMPOTENCY_KEY_HEADER, None)
+    keys = headers.getall(IDEMPOTENCY_KEY_HEADER, None)
     if keys is None:
         return None
     if len(keys) > 1 or not _KEY.fullmatch(keys[0]):

@@ -10,14 +10,14 @@ import hashlib
 import hmac
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
+from typing import Final, NamedTuple
 
 import jwt
 from aiohttp import hdrs, web
 
 from holdfast.engine import InvalidRequest
 
-from .context import CONFIG, Network
+from .context import CONFIG, AppConfig, Headers, Network
 from .models import BUYER_PATTERN, FINGERPRINT_PATTERN, PATTERN_SENTENCES
 from .problems import BuyerTokenRequired, InvalidBuyerToken, OperatorTokenRequired
 
@@ -41,7 +41,25 @@ _BUYER = re.compile(BUYER_PATTERN.replace(r"\x7f", r"\x7f\ud800-\udfff"))
 _WITH_PORT = re.compile(r"(?:([0-9.]+):[0-9]{1,5}|\[([0-9a-fA-F:.]+)\](?::[0-9]{1,5})?)")
 
 
-def is_operator(request: web.Request) -> bool:
+class Asked(NamedTuple):
+    """What of a request tells who calls.
+
+    Parameters
+    ----------
+    remote: the other end of the connection.
+    """
+
+    headers: Headers
+    config: AppConfig
+    remote: str | None
+
+
+def asked_by(request: web.Request) -> Asked:
+    """What of this request tells who calls."""
+    return Asked(request.headers, request.app[CONFIG], request.remote)
+
+
+def is_operator(asked: Asked) -> bool:
     """Whether the operator calls.
 
     Raises
@@ -49,26 +67,26 @@ def is_operator(request: web.Request) -> bool:
     OperatorTokenRequired: a bearer token was presented and is not the operator's. Whoever presents one wants to be
         the operator, and a slip must not quietly make a buyer of them.
     """
-    authorization = request.headers.get(hdrs.AUTHORIZATION)
+    authorization = asked.headers.get(hdrs.AUTHORIZATION)
     if authorization is None:
         return False
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer":
         return False
     presented = token.strip().encode("utf-8", "surrogateescape")
-    if not hmac.compare_digest(presented, request.app[CONFIG].operator_token):
+    if not hmac.compare_digest(presented, asked.config.operator_token):
         raise _operator_required("This is not the operator's token.")
     return True
 
 
-def require_operator(request: web.Request) -> None:
+def require_operator(asked: Asked) -> None:
     """Refuse everyone but the operator.
 
     Raises
     ------
     OperatorTokenRequired: the caller is not the operator.
     """
-    if not is_operator(request):
+    if not is_operator(asked):
         raise _operator_required("This call is the operator's: send 'Authorization: Bearer' and the operator's token.")
 
 
@@ -85,10 +103,10 @@ class Caller:
     subject: whom a buyer token names; None without one.
     """
 
-    __slots__ = ("_request", "operator", "subject")
+    __slots__ = ("_asked", "operator", "subject")
 
-    def __init__(self, request: web.Request, operator: bool, subject: str | None) -> None:
-        self._request = request
+    def __init__(self, asked: Asked, operator: bool, subject: str | None) -> None:
+        self._asked = asked
         self.operator = operator
         self.subject = subject
 
@@ -109,11 +127,11 @@ class Caller:
             return named
         if self.operator:
             raise InvalidRequest("/buyer", "is required: the operator must name the buyer it acts for")
-        return _derived(self._request)
+        return _derived(self._asked)
 
     def reader(self) -> str | None:
         """As whom this caller looks at a ticket: None when a buyer token would have had to say it."""
-        if self.subject is None and self._request.app[CONFIG].buyer_token_key is not None:
+        if self.subject is None and self._asked.config.buyer_token_key is not None:
             return None
         return self.buyer()
 
@@ -121,14 +139,16 @@ class Caller:
         """As `buyer`, but None when nobody is named: nothing is derived, and the operator need not name anyone."""
         if buyer and not self.operator:
             raise InvalidRequest("/buyer", "is not a field of this call, but for the operator")
-        names = self._request.headers.getall(FINGERPRINT_HEADER, None)
-        if names is not None:
+        names = self._asked.headers.getall(FINGERPRINT_HEADER, ())
+        if names:
             for name in names:
                 if not _FINGERPRINT.fullmatch(name):
                     raise InvalidRequest(f"/{FINGERPRINT_HEADER}", PATTERN_SENTENCES[FINGERPRINT_PATTERN])
         if self.subject is not None:
             return self.subject
-        distinct = {*(names or ()), fingerprint, buyer} - {""}
+        if not fingerprint and not buyer and len(names) == 1:
+            return names[0]
+        distinct = {*names, fingerprint, buyer} - {""}
         if len(distinct) > 1:
             raise InvalidRequest(
                 "/buyer" if buyer else "/fingerprint", "differs from the buyer named elsewhere in this request"
@@ -136,7 +156,7 @@ class Caller:
         return distinct.pop() if distinct else None
 
 
-def authenticate(request: web.Request) -> Caller:
+def authenticate(asked: Asked) -> Caller:
     """The caller of a buyer's call.
 
     Raises
@@ -144,27 +164,27 @@ def authenticate(request: web.Request) -> Caller:
     OperatorTokenRequired: a bearer token that is not the operator's.
     BuyerTokenRequired, InvalidBuyerToken: a key for buyer tokens is configured, and there is none or a wrong one.
     """
-    if is_operator(request):
-        return Caller(request, True, None)
-    key = request.app[CONFIG].buyer_token_key
+    if is_operator(asked):
+        return Caller(asked, True, None)
+    key = asked.config.buyer_token_key
     if key is None:
-        return Caller(request, False, None)
-    token = request.headers.get(TOKEN_HEADER)
+        return Caller(asked, False, None)
+    token = asked.headers.get(TOKEN_HEADER)
     if token is None:
         raise BuyerTokenRequired(f"Send the buyer's token in the header {TOKEN_HEADER}.", headers=_TOKEN_CHALLENGE)
-    return Caller(request, False, _subject(token, key))
+    return Caller(asked, False, _subject(token, key))
 
 
-def authenticate_reader(request: web.Request) -> Caller:
+def authenticate_reader(asked: Asked) -> Caller:
     """The caller of a call that anybody may make, but in which the owner sees more: a missing token is no fault here.
 
     Raises
     ------
     OperatorTokenRequired, InvalidBuyerToken: a token was presented and is wrong.
     """
-    if TOKEN_HEADER in request.headers or request.app[CONFIG].buyer_token_key is None:
-        return authenticate(request)
-    return Caller(request, is_operator(request), None)
+    if TOKEN_HEADER in asked.headers or asked.config.buyer_token_key is None:
+        return authenticate(asked)
+    return Caller(asked, is_operator(asked), None)
 
 
 def require_buyer_name(name: str) -> str:
@@ -199,14 +219,12 @@ def _invalid(detail: str) -> InvalidBuyerToken:
 # A buyer who says nothing ---------------------------------------------------------------------------------------------
 
 
-def _derived(request: web.Request) -> str:
+def _derived(asked: Asked) -> str:
     """A buyer made of what a request tells by itself: shared by all who share an address and a browser."""
-    headers = request.headers
+    headers = asked.headers
     told = "\x00".join(
         (
-            client_address(
-                request.remote, headers.getall(hdrs.X_FORWARDED_FOR, ()), request.app[CONFIG].trusted_proxies
-            ),
+            client_address(asked.remote, headers.getall(hdrs.X_FORWARDED_FOR, ()), asked.config.trusted_proxies),
             headers.get(hdrs.USER_AGENT, ""),
             headers.get(hdrs.ACCEPT_LANGUAGE, ""),
         )

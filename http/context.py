@@ -9,10 +9,14 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from holdfast.engine import ConfigurationError, Engine
 
 Network: TypeAlias = IPv4Network | IPv6Network
+
+#: The headers of a request, as aiohttp hands them out.
+Headers: TypeAlias = CIMultiDictProxy[str]
 
 #: Bytes of a key that signs buyer tokens: HS256 is only as strong as its key, and RFC 7518 asks for the hash's size.
 BUYER_TOKEN_KEY_BYTES_MIN = 32

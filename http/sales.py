@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from holdfast.engine import InvalidRequest, ItemSpec, UnknownSale, limits
 
 from .bodies import MERGE_PATCH, json_response, read_model, read_query
-from .callers import is_operator, require_operator
+from .callers import asked_by, is_operator, require_operator
 from .context import ENGINE
 from .models import NO_CAPACITY, AmendSaleBody, CreateSaleBody, sale_json
 
@@ -48,7 +48,7 @@ def page_limit(text: str | None) -> int:
 
 async def create_sale(request: web.Request) -> web.Response:
     """`POST /sales`."""
-    require_operator(request)
+    require_operator(asked_by(request))
     read_query(request)
     body = await read_model(request, CreateSaleBody)
     has_capacity = body.capacity != NO_CAPACITY
@@ -71,7 +71,7 @@ async def create_sale(request: web.Request) -> web.Response:
 
 async def list_sales(request: web.Request) -> web.Response:
     """`GET /sales`."""
-    require_operator(request)
+    require_operator(asked_by(request))
     query = read_query(request, "limit", "cursor")
     page = await request.app[ENGINE].sales(limit=page_limit(query.get("limit")), cursor=query.get("cursor"))
     return json_response({"items": [sale_json(sale) for sale in page.items], "next": page.next})
@@ -79,14 +79,14 @@ async def list_sales(request: web.Request) -> web.Response:
 
 async def show_sale(request: web.Request) -> web.Response:
     """`GET /sales/{sale}`."""
-    is_operator(request)
+    is_operator(asked_by(request))
     read_query(request)
     return json_response(sale_json(await request.app[ENGINE].sale(sale_id(request))))
 
 
 async def amend_sale(request: web.Request) -> web.Response:
     """`PATCH /sales/{sale}`."""
-    require_operator(request)
+    require_operator(asked_by(request))
     read_query(request)
     body = await read_model(request, AmendSaleBody, media_types=MERGE_PATCH)
     return json_response(sale_json(await request.app[ENGINE].amend_sale(sale_id(request), body.changes())))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from aiohttp import hdrs, web
 
 from holdfast.engine import InvalidRequest, Line, Status, Ticket
 
 from .bodies import idempotency_key, json_response, read_model, read_query, require_no_body
-from .callers import authenticate, authenticate_reader, require_buyer_name
-from .context import ENGINE
+from .callers import Caller, asked_by, authenticate, authenticate_reader, require_buyer_name
+from .context import ENGINE, Headers
 from .models import PaymentBody, ReserveBody, ticket_json
 from .sales import page_limit, sale_id
 
@@ -19,22 +21,58 @@ def _own_ticket(ticket: Ticket) -> web.Response:
     return json_response(ticket_json(ticket, private=True), headers=_REPLAYED if ticket.replayed else None)
 
 
-async def reserve(request: web.Request) -> web.Response:
-    """`POST /sales/{sale}/tickets`."""
-    caller = authenticate(request)
-    read_query(request)
-    body = await read_model(request, ReserveBody)
+class Order(TypedDict):
+    """What `Engine.reserve` is asked beside the sale."""
+
+    buyer: str
+    quantity: int | None
+    lines: list[Line] | None
+    key: str | None
+
+
+def reserve_order(body: ReserveBody, caller: Caller, headers: Headers) -> Order:
+    """The order of a body.
+
+    Raises
+    ------
+    InvalidRequest: it wants nothing, or the same in two ways; the buyer or the key cannot be right.
+    """
     if bool(body.quantity) == bool(body.lines):
         raise InvalidRequest("/quantity", "is required, or 'lines' in its place; one of the two")
-    buyer = caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer)
-    key = idempotency_key(request)
-    ticket = await request.app[ENGINE].reserve(
-        sale_id(request),
-        buyer=buyer,
-        quantity=body.quantity or None,
-        lines=[Line(line.sku, line.quantity) for line in body.lines] or None,
-        key=key,
-    )
+    return {
+        "buyer": caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer),
+        "quantity": body.quantity or None,
+        "lines": [Line(line.sku, line.quantity) for line in body.lines] or None,
+        "key": idempotency_key(headers),
+    }
+
+
+class Payment(TypedDict):
+    """What `Engine.confirm` is asked beside the ticket."""
+
+    buyer: str
+    reference: str | None
+    key: str | None
+    declined: bool
+
+
+def confirm_payment(body: PaymentBody, caller: Caller, headers: Headers) -> Payment:
+    """The payment of a body; raises as `reserve_order`."""
+    return {
+        "buyer": caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer),
+        "reference": body.reference or None,
+        "key": idempotency_key(headers),
+        "declined": body.outcome == "decline",
+    }
+
+
+async def reserve(request: web.Request) -> web.Response:
+    """`POST /sales/{sale}/tickets`."""
+    caller = authenticate(asked_by(request))
+    read_query(request)
+    body = await read_model(request, ReserveBody)
+    order = reserve_order(body, caller, request.headers)
+    ticket = await request.app[ENGINE].reserve(sale_id(request), **order)
     headers: dict[str, str] = {hdrs.LOCATION: f"/tickets/{ticket.id}"}
     if ticket.replayed:
         headers.update(_REPLAYED)
@@ -43,7 +81,7 @@ async def reserve(request: web.Request) -> web.Response:
 
 async def list_tickets(request: web.Request) -> web.Response:
     """`GET /sales/{sale}/tickets`: a buyer's own, or for the operator all or those of `?buyer=`."""
-    caller = authenticate(request)
+    caller = authenticate(asked_by(request))
     query = read_query(request, "status", "limit", "cursor", "buyer")
     named = require_buyer_name(query["buyer"]) if "buyer" in query else ""
     buyer = caller.named_buyer(buyer=named) if caller.operator else caller.buyer(buyer=named)
@@ -64,7 +102,7 @@ def _status(text: str) -> Status:
 
 async def show_ticket(request: web.Request) -> web.Response:
     """`GET /tickets/{ticket}`: whoever has the id may look; only owner and operator see the reference."""
-    caller = authenticate_reader(request)
+    caller = authenticate_reader(asked_by(request))
     read_query(request)
     engine = request.app[ENGINE]
     ticket = await engine.ticket(request.match_info["ticket"])
@@ -78,24 +116,17 @@ async def show_ticket(request: web.Request) -> web.Response:
 
 async def pay(request: web.Request) -> web.Response:
     """`POST /tickets/{ticket}/payment`."""
-    caller = authenticate(request)
+    caller = authenticate(asked_by(request))
     read_query(request)
     body = await read_model(request, PaymentBody, may_be_empty=True)
-    buyer = caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer)
-    key = idempotency_key(request)
-    ticket = await request.app[ENGINE].confirm(
-        request.match_info["ticket"],
-        buyer=buyer,
-        reference=body.reference or None,
-        key=key,
-        declined=body.outcome == "decline",
-    )
+    payment = confirm_payment(body, caller, request.headers)
+    ticket = await request.app[ENGINE].confirm(request.match_info["ticket"], **payment)
     return _own_ticket(ticket)
 
 
 async def cancel(request: web.Request) -> web.Response:
     """`DELETE /tickets/{ticket}/payment`."""
-    caller = authenticate(request)
+    caller = authenticate(asked_by(request))
     query = read_query(request, "buyer")
     await require_no_body(request)
     buyer = caller.buyer(buyer=require_buyer_name(query["buyer"]) if "buyer" in query else "")
