@@ -150,7 +150,9 @@ class Server:
 
         A reply that is an error is returned in its place. Raises as `call`, which is the same for one command.
         """
-        return await self.exchange(b"".join(map(hiredis.pack_command, commands)), len(commands))
+        return await self.exchange(
+            b"".join(hiredis.pack_command(tuple(command)) for command in commands), len(commands)
+        )
 
     async def exchange(self, packed: bytes, replies: int) -> list[Any]:
         """As `pipeline`, with commands that are in the protocol's form already.
@@ -180,7 +182,7 @@ class Server:
             raise NotSent(f"Redis at {self.place} cannot be reached ({type(error).__name__})") from error
         try:
             if connection.wire is not None:
-                answers = await connection.wire.exchange(packed, replies, REPLY_TIMEOUT_S)
+                answers: list[Any] = await connection.wire.exchange(packed, replies, REPLY_TIMEOUT_S)
             else:
                 await connection.send_packed_command(packed, check_health=False)
                 answers = [await self._reply(connection) for _ in range(replies)]

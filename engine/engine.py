@@ -430,7 +430,6 @@ class Engine:
         self,
         waiter: Waiter,
         sale: str,
-        *,
         buyer: str,
         quantity: int | None = None,
         lines: Mapping[str, int] | Sequence[Line] | None = None,
@@ -444,7 +443,7 @@ class Engine:
 
         Raises
         ------
-        InvalidRequest, Overloaded, NotReady: nothing was done, and the waiter hears nothing.
+        InvalidRequest, SoldOut, Overloaded, NotReady: nothing was done, and the waiter hears nothing.
         """
         slot = self._slots.known(sale)
         if slot is None:
@@ -465,8 +464,16 @@ class Engine:
         key: str | None,
     ) -> None:
         who = self._who(buyer)
-        packed = checks.lines(slot.definition, slot.item_of, quantity, lines)
+        # True and 1.0 are keys of the same entry as 1, and no quantities.
+        plain = lines is None and type(quantity) is int
+        packed = slot.packed.get(quantity) if plain else None
+        if packed is None:
+            packed = checks.lines(slot.definition, slot.item_of, quantity, lines)
+            if plain:
+                slot.remember_packed(quantity, packed)
         if key is None:
+            if slot.sold_out:
+                slot.refuse_sold_out(packed)
             slot.reserves.put((random_id(), who, RANDOM + packed, waiter))
         else:
             checks.key(key)
@@ -507,7 +514,6 @@ class Engine:
         self,
         waiter: Waiter,
         ticket: str,
-        *,
         buyer: str,
         reference: str | None = None,
         key: str | None = None,

@@ -59,7 +59,7 @@ class Identity:
         """
         raw = buyer.encode()
         hashed = self._buyer.copy()
-        hashed.update(len(raw).to_bytes(4, "big") + raw)
+        hashed.update(b"%b%b" % (len(raw).to_bytes(4, "big"), raw))
         return _text(hashed.digest())
 
     def ticket(self, sale: str, buyer_hash: str, key: str) -> str:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from holdfast.engine.batcher import Batcher
 from holdfast.engine.connection import NoReply, NotSent, Server
-from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, UnknownSale
+from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, SoldOut, UnknownSale
 from holdfast.engine.keys import SlotKeys, slot_keys
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition
@@ -25,6 +25,10 @@ LINES_KNOWN_MAX = 1_000
 #: Seconds for which a call is sent again after a lost connection before its caller hears `outcome_unknown`: long enough
 #: for a restart or a failover that goes well, short enough for a person who waits.
 RESEND_S = 3.0
+
+#: Seconds for which a sale that is sold out for good is believed to be so without asking Redis again. Who restocks it
+#: in another process is promised that it sells after 100 ms.
+SOLD_OUT_S = 0.08
 
 #: Seconds between two tries.
 RESEND_PAUSE_S = 0.05
@@ -82,6 +86,40 @@ class Slot:
         self.item_of = definition.indexes()
         #: Packed lines as callers see them. In a stampede nearly all want the same.
         self.lines = KnownLines(definition)
+        #: Lines of so many units of the only item, packed.
+        self.packed: dict[int | None, str] = {}
+        #: Packed lines that were sold out for good a moment ago: until when that is believed, and the refusal.
+        self.sold_out: dict[str, tuple[float, SoldOut]] = {}
+
+    def remember_packed(self, quantity: int | None, packed: str) -> None:
+        """Keeps the lines of this many units of the only item."""
+        if len(self.packed) < LINES_KNOWN_MAX:
+            self.packed[quantity] = packed
+
+    def remember_sold_out(self, packed: str, asked_at: float, refusal: SoldOut) -> None:
+        """Keeps a refusal that only a restock can end.
+
+        Parameters
+        ----------
+        asked_at: when Redis was asked, on the clock of the event loop.
+        """
+        if len(self.sold_out) >= LINES_KNOWN_MAX:
+            self.sold_out.clear()
+        self.sold_out[packed] = asked_at + SOLD_OUT_S, refusal
+
+    def refuse_sold_out(self, packed: str) -> None:
+        """Refuses what was sold out a moment ago, without asking Redis.
+
+        Raises
+        ------
+        SoldOut: the same exception to all who ask until then.
+        """
+        known = self.sold_out.get(packed)
+        if known is not None:
+            until, refusal = known
+            if asyncio.get_running_loop().time() < until:
+                raise refusal.with_traceback(None)
+            del self.sold_out[packed]
 
     async def run(self, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False) -> T:
         """As `Slots.run` on this slot."""

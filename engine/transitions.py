@@ -78,6 +78,7 @@ class Transitions:
             flagged = [AGAIN + order[1:] if order[0] == RANDOM else order for order in orders] if again else orders
             return self._scripts.reserve(slot.keys, floor, ids, buyers, flagged)
 
+        asked_at = asyncio.get_running_loop().time()
         now, expires_at, answers = await slot.run(send)
         prefix, sale, known_lines = slot.ticket_prefix, slot.definition.id, slot.lines
         reserved, new = Status.RESERVED, tuple.__new__
@@ -98,9 +99,11 @@ class Transitions:
         if made:
             self._leases.set(slot.keys.lease_prefix + prefix, made, expires_at)
         if others:
-            self._not_reserved(slot, now, others)
+            self._not_reserved(slot, now, asked_at, others)
 
-    def _not_reserved(self, slot: Slot, now: int, others: Sequence[tuple[str, str, str, Waiter, bytes]]) -> None:
+    def _not_reserved(
+        self, slot: Slot, now: int, asked_at: float, others: Sequence[tuple[str, str, str, Waiter, bytes]]
+    ) -> None:
         after_sweep: list[Call] = []
         for id, buyer, order, waiter, raw in others:
             answer = Answer.parse(raw)
@@ -115,7 +118,10 @@ class Transitions:
                     self._leases.set(slot.keys.lease_prefix + slot.ticket_prefix, [id], record.expires_at)
                 self._show(slot, waiter, record, now, replayed=True)
             else:
-                tell(waiter, _refusal(slot, now, answer))
+                refusal = _refusal(slot, now, answer)
+                if isinstance(refusal, SoldOut):
+                    slot.remember_sold_out(order[1:], asked_at, refusal)
+                tell(waiter, refusal)
         if after_sweep:
             self._start(self._reserve_after_sweep(slot, after_sweep))
 

@@ -15,17 +15,18 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 from aiohttp.typedefs import Handler, Middleware
+from multidict import istr
 
 from holdfast.engine import ConfigurationError, Engine, HoldfastError
 
 from . import health, sales, tickets
 from .bodies import BODY_BYTES_MAX
-from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig
-from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, problem
+from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig, Headers
+from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, problem, went_wrong
 
 log = logging.getLogger("holdfast.http")
 
-REQUEST_ID_HEADER = "X-Request-Id"
+REQUEST_ID_HEADER = istr("X-Request-Id")
 
 #: What the answers call us: no versions, which only help whoever looks for an old one.
 SERVER_NAME = "Holdfast"
@@ -68,9 +69,11 @@ def create_app(engine: Engine, config: AppConfig) -> web.Application:
     engine: started, and closed by whoever started it.
     config: the checked settings.
     """
-    app = web.Application(middlewares=[_surround(config.allow_origins)], client_max_size=BODY_BYTES_MAX)
+    request_ids = RequestIds()
+    app = web.Application(middlewares=[_surround(config.allow_origins, request_ids)], client_max_size=BODY_BYTES_MAX)
     app[ENGINE] = engine
     app[CONFIG] = config
+    app[REQUEST_IDS] = request_ids
     _add_routes(app.router, ROUTES)
     return app
 
@@ -124,18 +127,31 @@ async def _expect(request: web.Request) -> None:
 # Around every request -------------------------------------------------------------------------------------------------
 
 
-def _surround(allow_origins: frozenset[str]) -> Middleware:
+class RequestIds:
+    """What requests are called in logs and answers."""
+
+    def __init__(self) -> None:
+        # Counted, not drawn: one is made for every request, and only has to be unlike the others.
+        self._prefix = secrets.token_hex(4)
+        self._counter = itertools.count(1)
+
+    def of(self, headers: Headers) -> str:
+        """The name that the client gave the request, or a new one."""
+        given = headers.get(REQUEST_ID_HEADER)
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._prefix}-{next(self._counter)}"
+
+
+REQUEST_IDS: web.AppKey[RequestIds] = web.AppKey("request_ids", RequestIds)
+
+
+def _surround(allow_origins: frozenset[str], request_ids: RequestIds) -> Middleware:
     cors = CrossOrigin(allow_origins) if allow_origins else None
-    # Counted, not drawn: it is made for every request, and only has to be unlike the others.
-    prefix = secrets.token_hex(4)
-    counter = itertools.count(1)
 
     @web.middleware
     async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request.headers.get(REQUEST_ID_HEADER)
-        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
-            request_id = f"{prefix}-{next(counter)}"
-        request[REQUEST_ID] = request_id
+        request_id = request[REQUEST_ID] = request_ids.of(request.headers)
         response: web.StreamResponse | None = cors.preflight(request) if cors is not None else None
         if response is None:
             try:
@@ -165,9 +181,7 @@ def _surround(allow_origins: frozenset[str]) -> Middleware:
 
 def _internal_error(request: web.Request, request_id: str) -> web.Response:
     log.exception("request %s: %s %r failed", request_id, request.method, request.path)
-    return problem(
-        InternalError("Something went wrong here; the operator's log has it under this request's id."), request_id
-    )
+    return problem(went_wrong(), request_id)
 
 
 class CrossOrigin:
@@ -187,14 +201,14 @@ class CrossOrigin:
     MAX_AGE_SECONDS = "600"
 
     def __init__(self, allow_origins: frozenset[str]) -> None:
-        self._any = "*" in allow_origins
+        self.any_origin = "*" in allow_origins
         self._origins = allow_origins
 
     def _allowed(self, request: web.Request) -> str | None:
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is None:
             return None
-        if self._any:
+        if self.any_origin:
             return "*"
         return origin if origin in self._origins else None
 
@@ -215,7 +229,7 @@ class CrossOrigin:
 
     def mark(self, request: web.Request, response: web.StreamResponse) -> None:
         """Say in an answer which origin may read it."""
-        if not self._any:
+        if not self.any_origin:
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
         origin = self._allowed(request)
         if origin is not None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import istr
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
@@ -30,7 +31,7 @@ BODY_SECONDS_MAX = 10.0
 JSON = frozenset({"application/json"})
 MERGE_PATCH = frozenset({"application/json", "application/merge-patch+json"})
 
-IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
+IDEMPOTENCY_KEY_HEADER = istr("Idempotency-Key")
 
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{limits.KEY_CHARS_MAX}}}")
 

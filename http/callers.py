@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import jwt
 from aiohttp import hdrs, web
+from multidict import istr
 
 from holdfast.engine import InvalidRequest
 
@@ -21,8 +22,9 @@ from .context import CONFIG, AppConfig, Headers, Network
 from .models import BUYER_PATTERN, FINGERPRINT_PATTERN, PATTERN_SENTENCES
 from .problems import BuyerTokenRequired, InvalidBuyerToken, OperatorTokenRequired
 
-FINGERPRINT_HEADER: Final = "X-Buyer-Fingerprint"
-TOKEN_HEADER: Final = "X-Buyer-Token"
+# Of this type headers are found without being lower-cased first.
+FINGERPRINT_HEADER: Final = istr("X-Buyer-Fingerprint")
+TOKEN_HEADER: Final = istr("X-Buyer-Token")
 
 #: Before every derived buyer: no client can spell a NUL in a fingerprint, a token's subject or an operator's `buyer`.
 DERIVED_PREFIX: Final = "derived\x00"
@@ -39,6 +41,11 @@ _BUYER = re.compile(BUYER_PATTERN.replace(r"\x7f", r"\x7f\ud800-\udfff"))
 
 #: An entry of X-Forwarded-For with a port: `192.0.2.1:4711`, `[2001:db8::1]:4711` or `[2001:db8::1]`.
 _WITH_PORT = re.compile(r"(?:([0-9.]+):[0-9]{1,5}|\[([0-9a-fA-F:.]+)\](?::[0-9]{1,5})?)")
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether a buyer's client may call itself that."""
+    return _FINGERPRINT.fullmatch(text) is not None
 
 
 class Asked(NamedTuple):
@@ -142,7 +149,7 @@ class Caller:
         names = self._asked.headers.getall(FINGERPRINT_HEADER, ())
         if names:
             for name in names:
-                if not _FINGERPRINT.fullmatch(name):
+                if not is_fingerprint(name):
                     raise InvalidRequest(f"/{FINGERPRINT_HEADER}", PATTERN_SENTENCES[FINGERPRINT_PATTERN])
         if self.subject is not None:
             return self.subject

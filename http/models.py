@@ -12,12 +12,16 @@ from functools import lru_cache
 from typing import Annotated, Literal, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError, to_json
 
-from holdfast.engine import Sale, Status, Ticket, limits
+from holdfast.engine import Line, Sale, Status, Ticket, limits
 
 UTC_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
+
+#: Texts of each kind that are remembered: in a stampede nearly all instants fall into a few seconds, those of a batch
+#: are the same, and so are the lines of tickets.
+TEXTS_MAX = 4096
 
 #: A capacity that was not given: 0 is a capacity.
 NO_CAPACITY = -1
@@ -73,12 +77,12 @@ def _refuse_instant() -> NoReturn:
     raise PydanticCustomError("instant", "must be a time with an offset, such as 2026-11-27T12:00:00Z")
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=TEXTS_MAX)
 def _second_text(second: int) -> str:
-    # Cached: in a stampede nearly all instants fall into a few seconds.
     return (UTC_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
+@lru_cache(maxsize=TEXTS_MAX)
 def instant_text(unix_ms: int) -> str:
     """Unix milliseconds as `2026-11-27T12:00:00.000Z`."""
     second, millisecond = divmod(unix_ms, 1000)
@@ -244,6 +248,28 @@ def ticket_json(ticket: Ticket, *, private: bool) -> dict[str, object]:
     if private and ticket.reference is not None:
         body["reference"] = ticket.reference
     return body
+
+
+@lru_cache(maxsize=TEXTS_MAX)
+def _lines_text(lines: tuple[Line, ...]) -> str:
+    """The lines of a ticket and their total, as they stand in its JSON; skus need no escapes."""
+    listed = ",".join(f'{{"sku":"{line.sku}","quantity":{line.quantity}}}' for line in lines)
+    return f'"lines":[{listed}],"quantity":{sum(line.quantity for line in lines)}'
+
+
+def ticket_text(ticket: Ticket) -> str:
+    """The ticket as its owner or the operator is answered: the JSON of `ticket_json`, in a third of the time."""
+    status = ticket.status
+    ended = ""
+    if ticket.ended_at is not None:
+        ended = f',"{_ENDED_FIELDS[status]}":"{instant_text(ticket.ended_at)}"'
+        if ticket.reference is not None:
+            ended += f',"reference":{to_json(ticket.reference).decode()}'
+    return (
+        f'{{"id":"{ticket.id}","sale":"{ticket.sale}","status":"{status.value}",{_lines_text(ticket.lines)},'
+        f'"reserved_at":"{instant_text(ticket.reserved_at)}","expires_at":"{instant_text(ticket.expires_at)}",'
+        f'"expires_in_ms":{ticket.expires_in_ms}{ended}}}\n'
+    )
 
 
 def sale_json(sale: Sale) -> dict[str, object]:

@@ -199,8 +199,13 @@ def kind_of(error: type[Exception]) -> Kind:
     return kind
 
 
-def problem(error: HoldfastError | HttpError, request_id: str, **extra: object) -> web.Response:
-    """Say a refusal.
+def went_wrong() -> InternalError:
+    """What is said when a request failed and the log has why."""
+    return InternalError("Something went wrong here; the operator's log has it under this request's id.")
+
+
+def said(error: HoldfastError | HttpError, request_id: str, **extra: object) -> tuple[int, dict[str, str], str]:
+    """A refusal as status, headers and body, which is ASCII.
 
     Parameters
     ----------
@@ -226,9 +231,13 @@ def problem(error: HoldfastError | HttpError, request_id: str, **extra: object) 
         **details,
     }
     # ASCII only: a refusal may quote what was sent, and lone surrogates have no UTF-8.
-    response = web.Response(
-        body=json.dumps(body, separators=(",", ":")).encode("ascii") + b"\n", status=kind.status, headers=headers
-    )
+    return kind.status, headers, json.dumps(body, separators=(",", ":")) + "\n"
+
+
+def problem(error: HoldfastError | HttpError, request_id: str, **extra: object) -> web.Response:
+    """Say a refusal; parameters as of `said`."""
+    status, headers, text = said(error, request_id, **extra)
+    response = web.Response(body=text.encode("ascii"), status=status, headers=headers)
     if isinstance(error, HttpError) and error.closes:
         response.force_close()
     return response

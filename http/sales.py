@@ -19,6 +19,11 @@ LIMIT_DEFAULT = 100
 _NAME = re.compile(limits.NAME_PATTERN)
 
 
+def is_sale_id(text: str) -> bool:
+    """Whether a sale can have this id."""
+    return _NAME.fullmatch(text) is not None
+
+
 def sale_id(request: web.Request) -> str:
     """The sale that the path names.
 
@@ -27,7 +32,7 @@ def sale_id(request: web.Request) -> str:
     UnknownSale: no sale can have such an id.
     """
     sale = request.match_info["sale"]
-    if not _NAME.fullmatch(sale):
+    if not is_sale_id(sale):
         raise UnknownSale(sale[:64])
     return sale
 

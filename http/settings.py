@@ -11,7 +11,12 @@ from pathlib import Path
 from holdfast.engine import ConfigurationError
 from holdfast.engine.engine import RETENTION_MS_DEFAULT, SNAPSHOT_MS_DEFAULT
 
+from .context import AppConfig
+
 PORT_MAX = 65_535
+
+#: Processes that serve one port. Redis is one thread, and busy with about eight of them; each takes some 60 MB.
+WORKERS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +55,7 @@ class ServeSettings(Settings):
     port
         Port to listen on; 0 takes a free one and prints it.
     workers
-        Processes that serve; one, for now.
+        Processes that serve the port; one that dies is started again.
     operator_token
         Opens the operator's calls. Without it, one is made once, kept, and printed.
     buyer_token_key
@@ -90,9 +95,27 @@ class ServeSettings(Settings):
         """
         if not 0 <= self.port <= PORT_MAX:
             raise ConfigurationError(f"--port must lie between 0 and {PORT_MAX}, not {self.port}.")
-        if self.workers != 1:
-            raise ConfigurationError(f"--workers can only be 1 for now, not {self.workers}.")
+        if not 1 <= self.workers <= WORKERS_MAX:
+            raise ConfigurationError(f"--workers must lie between 1 and {WORKERS_MAX}, not {self.workers}.")
         if self.snapshot_ms < 1:
             raise ConfigurationError(f"--snapshot-ms must be at least 1, not {self.snapshot_ms}.")
         if self.retention_ms < 0:
             raise ConfigurationError(f"--retention-ms must not be negative, not {self.retention_ms}.")
+
+    def app_config(self, operator_token: str) -> AppConfig:
+        """The settings of the HTTP face, checked.
+
+        Parameters
+        ----------
+        operator_token: where none is set.
+
+        Raises
+        ------
+        ConfigurationError: one of them cannot be right.
+        """
+        return AppConfig.checked(
+            operator_token=self.operator_token if self.operator_token is not None else operator_token,
+            buyer_token_key=self.buyer_token_key,
+            trusted_proxy=self.trusted_proxy,
+            allow_origin=self.allow_origin,
+        )

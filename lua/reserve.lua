@@ -9,8 +9,7 @@
 --          `replayed RECORD`, `idempotency_key_reused`, `check_store`, `sweep_first`, `unknown_item`,
 --          `not_yet_open OPENS_AT`, `closed`, `limit_reached ITEM REMAINING` (item 0: the sale's own limit),
 --          `sold_out ITEM AVAILABLE`, `all_held ITEM AVAILABLE DEADLINE`
--- Ledger   r LINES EXPIRES_AT ID BUYER ID BUYER..., ids and buyers without spaces between; x as in expire, for holds that
---          had run out
+-- Ledger   r LINES EXPIRES_AT IDBUYERIDBUYER...; x as in expire, for holds that had run out
 --@include commit
 --@include tickets
 --@include sweep

@@ -26,7 +26,8 @@ from holdfast.engine import ConfigurationError, Engine, Expiration, HoldfastErro
 from holdfast.engine.embedded import running_url
 
 from ..models import instant_text
-from ..serve import run, stop_signal
+from ..process import stop_signal
+from ..serve import run
 from ..settings import ServeSettings, Settings
 
 OK: Final = 0

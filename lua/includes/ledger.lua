@@ -1,5 +1,5 @@
 -- The text of a ledger entry, line by line. Every line is one transition, but for those of reservations:
--- 'r LINES EXPIRES_AT ID BUYER ID BUYER...' (ids and buyers of 22 characters without spaces between) is one for each.
+-- 'r LINES EXPIRES_AT IDBUYERIDBUYER...' (ids and buyers of 22 characters) is one for each.
 --@include slot
 
 -- Begins a line; `line` is the whole of it, or what comes before the ids.

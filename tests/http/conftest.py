@@ -14,7 +14,8 @@ from yarl import URL
 from holdfast.engine import Engine, ItemSpec
 from holdfast.http.app import create_app
 from holdfast.http.context import AppConfig
-from holdfast.http.serve import SERVER_OPTIONS
+from holdfast.http.direct import Runner
+from holdfast.http.server import SERVER_OPTIONS
 
 OPERATOR_TOKEN = "operator-token-for-tests"
 
@@ -23,6 +24,13 @@ class Clients(Protocol):
     """Makes a client of a server with settings of its own."""
 
     def __call__(self, **settings: Any) -> Awaitable[TestClient[Any, Any]]: ...
+
+
+class DirectTestServer(TestServer):
+    """aiohttp's test server on the connections that serve in earnest, short way and all."""
+
+    async def _make_runner(self, **options: Any) -> Runner:
+        return Runner(self.app, **options)
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ def operator() -> dict[str, str]:
 @pytest.fixture
 def clients(engine: Engine, aiohttp_client: Any) -> Clients:
     async def make(**settings: Any) -> TestClient[Any, Any]:
-        server = TestServer(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN, **settings)))
+        server = DirectTestServer(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN, **settings)))
         await server.start_server(**SERVER_OPTIONS)
         client: TestClient[Any, Any] = await aiohttp_client(server)
         return client

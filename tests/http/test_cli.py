@@ -46,7 +46,7 @@ def test_defaults(served: list[ServeSettings]) -> None:
 FLAGS: dict[str, Any] = {
     "host": "0.0.0.0",
     "port": 8181,
-    "workers": 1,
+    "workers": 3,
     "data_dir": Path("elsewhere"),
     "redis": "redis://localhost/1",
     "redis_server": "/opt/redis-server",
@@ -126,7 +126,8 @@ def test_a_flag_beats_the_environment_which_beats_the_file(
         (["serve", "--port", "eighty"], "eighty"),
         (["serve", "--port", "65536"], "65535"),
         (["serve", "--port", "-1"], "--port"),
-        (["serve", "--workers", "4"], "--workers"),
+        (["serve", "--workers", "0"], "--workers"),
+        (["serve", "--workers", "65"], "64"),
         (["serve", "--snapshot-ms", "0"], "--snapshot-ms"),
         (["serve", "--retention-ms", "-1"], "--retention-ms"),
         (["listen", "--port", "1"], "--port"),

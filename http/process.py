@@ -1,0 +1,62 @@
+"""What every process of the server does, whether it serves alone, watches over others, or is one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import resource
+import signal
+import sys
+from typing import Final
+
+from aiohttp.http_exceptions import HttpProcessingError
+
+#: Seconds in which a repeated signal counts as the first one. After that, the next but one ends the process at once.
+REPEATED_SECONDS: Final = 1.0
+
+
+def allow_many_connections() -> None:
+    """Use what the system allows: a connection is an open file, and the usual soft limit is 1,024 of them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def stop_signal() -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets; one that comes later acts as it always does."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    first = math.inf
+
+    def on_signal() -> None:
+        nonlocal first
+        first = min(first, loop.time())
+        stop.set()
+        # The same signal often comes more than once: to the group, and again from make. That is not impatience.
+        if loop.time() - first > REPEATED_SECONDS:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+class _NoGarbage(logging.Filter):
+    """Drops aiohttp's tracebacks of requests that were not HTTP: anybody can send those, and there is nothing to do."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError)
+
+
+def set_up_logging(name: str = "") -> None:
+    """Log to standard error.
+
+    Parameters
+    ----------
+    name: of the process, in front of every message, when there are several.
+    """
+    form = f"%(asctime)s %(levelname)s {name and name + ' '}%(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
+    logging.getLogger("aiohttp.server").addFilter(_NoGarbage())
