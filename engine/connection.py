@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import hiredis
 import redis.asyncio as redis_asyncio
@@ -68,6 +68,14 @@ class NoReply(Exception):
     """The command was sent and its reply never came: it may have happened or not."""
 
 
+class _Rider(NamedTuple):
+    """Commands that travel in front of others."""
+
+    packed: bytes
+    replies: int
+    heard: Callable[[Sequence[Any]], None]
+
+
 class ServerChanged(RedisConnectionError):
     """A connection reached another server process than the last one did; raised before anything is sent on it."""
 
@@ -84,6 +92,7 @@ class Server:
     ----------
     generation: one more each time that another server process (`run_id`) is met. Whoever knows something of the data
         compares the generation that he learnt it in.
+    riding: bytes that wait for the next exchange.
     """
 
     def __init__(self, url: str, pool: redis_asyncio.ConnectionPool | None = None) -> None:
@@ -91,11 +100,13 @@ class Server:
         #: Where it is, without user and password.
         self.place = url.partition("://")[2].rpartition("@")[2].partition("?")[0]
         self.generation = 1
+        self.riding = 0
         self.version = ""
         self._run_id: str | None = None
         self._free: list[Any] = []
         self._busy: set[Any] = set()
         self._turn = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._riders: list[_Rider] = []
         try:
             self.pool = pool or redis_asyncio.ConnectionPool.from_url(
                 url,
@@ -165,11 +176,31 @@ class Server:
             connection = await self._connection()
             self._busy.add(connection)
             try:
-                return await self._exchange(connection, packed, replies)
+                if not self._riders:
+                    return await self._exchange(connection, packed, replies)
+                riders, self._riders, self.riding = self._riders, [], 0
+                ahead = sum(rider.replies for rider in riders)
+                packed = b"".join([*(rider.packed for rider in riders), packed])
+                answers = await self._exchange(connection, packed, ahead + replies)
+                at = 0
+                for rider in riders:
+                    rider.heard(answers[at : at + rider.replies])
+                    at += rider.replies
+                return answers[ahead:]
             finally:
                 self._busy.discard(connection)
                 if connection.is_connected:
                     self._free.append(connection)
+
+    def ride(self, packed: bytes, replies: int, heard: Callable[[Sequence[Any]], None]) -> None:
+        """Sends commands in front of the next exchange, whosever that is; nobody waits for them.
+
+        Parameters
+        ----------
+        heard: takes the replies; not called when they never come.
+        """
+        self._riders.append(_Rider(packed, replies, heard))
+        self.riding += len(packed)
 
     async def _exchange(self, connection: Any, packed: bytes, replies: int) -> list[Any]:
         try:

@@ -1,32 +1,29 @@
 """Leases: one key per held ticket that Redis itself lets go at the deadline, for those who listen to its notifications.
 
-They are a wake-up and never the truth, so nobody waits for them and a failure is only logged. All of them go through
-one queue, in order: a ticket's lease is set before it is deleted. They are plain commands in a pipeline and no script:
-`SET` from a script takes Redis a third longer (measured).
+They are a wake-up and never the truth, so nobody waits for them and a failure is only logged. Their commands ride along
+with whatever goes to Redis next, in front of it: a call of their own would cost Redis and this process as much again as
+a batch of reservations does, whatever its size (measured, see `docs/design.md`). They are plain commands and no script:
+`SET` from a script takes Redis a third longer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import hiredis
 from redis.exceptions import RedisError
 
 from holdfast.engine.connection import NoReply, NotSent, Server
 
 log = logging.getLogger("holdfast.leases")
 
-#: Batches that may wait: behind a stalled Redis leases are given up sooner than memory.
-QUEUE_MAX = 10_000
+#: Seconds that they wait for a call to ride along with before they go alone.
+WAIT_S = 0.002
 
-
-class _Batch(NamedTuple):
-    prefix: str
-    tickets: Sequence[str]
-    deadline: int | None
+#: Bytes that may wait: behind a stalled Redis leases are given up sooner than memory.
+BYTES_MAX = 16 * 1024 * 1024
 
 
 class Leases:
@@ -34,7 +31,6 @@ class Leases:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._queue: deque[_Batch] = deque()
         self._task: asyncio.Task[None] | None = None
 
     def set(self, prefix: str, tickets: Sequence[str], deadline: int) -> None:
@@ -44,33 +40,37 @@ class Leases:
         ----------
         prefix: of the keys, up to the ticket's id. tickets: ids, all of one length.
         """
-        self._add(_Batch(prefix, tickets, deadline))
+        self._add(_packed(prefix, tickets, deadline), len(tickets), len(tickets))
 
     def delete(self, prefix: str, tickets: Sequence[str]) -> None:
         """Removes the lease keys of these tickets before their time: they were paid or cancelled."""
-        self._add(_Batch(prefix, tickets, None))
+        self._add(hiredis.pack_command(("UNLINK", *[prefix + ticket for ticket in tickets])), 1, len(tickets))
 
-    def _add(self, batch: _Batch) -> None:
-        if len(self._queue) >= QUEUE_MAX:
-            log.warning("too many leases are waiting; those of %d tickets are given up", len(batch.tickets))
+    def _add(self, packed: bytes, replies: int, tickets: int) -> None:
+        if self._server.riding > BYTES_MAX:
+            log.warning("too many leases are waiting; those of %d tickets are given up", tickets)
             return
-        self._queue.append(batch)
+        self._server.ride(packed, replies, self._heard)
         if self._task is None:
-            self._task = asyncio.create_task(self._drain())
+            self._task = asyncio.create_task(self._see_off())
 
-    async def _drain(self) -> None:
+    @staticmethod
+    def _heard(replies: Sequence[object]) -> None:
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                log.warning("leases were not written: %s", reply)
+                return
+
+    async def _see_off(self) -> None:
+        """Sends what has found nothing to ride along with."""
         try:
-            while self._queue:
-                batch = self._queue.popleft()
-                try:
-                    if batch.deadline is None:
-                        await self._server.call("UNLINK", *(batch.prefix + ticket for ticket in batch.tickets))
-                    else:
-                        replies = await self._server.exchange(_packed(batch), len(batch.tickets))
-                        if isinstance(replies[-1], RedisError):
-                            raise replies[-1]
-                except (NotSent, NoReply, RedisError) as error:
-                    log.warning("leases of %d tickets were not written: %s", len(batch.tickets), error)
+            while self._server.riding:
+                await asyncio.sleep(WAIT_S)
+                if self._server.riding:
+                    try:
+                        await self._server.exchange(b"", 0)
+                    except (NotSent, NoReply) as error:
+                        log.warning("leases were not written: %s", error)
         finally:
             self._task = None
 
@@ -80,10 +80,10 @@ class Leases:
             await asyncio.wait([self._task])
 
 
-def _packed(batch: _Batch) -> bytes:
+def _packed(prefix: str, tickets: Sequence[str], deadline: int) -> bytes:
     """`SET KEY "" PXAT DEADLINE` for each ticket, in the protocol's form; only the ids differ, so it is one `join`."""
-    prefix, deadline = batch.prefix.encode(), str(batch.deadline).encode()
-    size = len(prefix) + len(batch.tickets[0])
-    before = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b" % (size, prefix)
-    after = b"\r\n$0\r\n\r\n$4\r\nPXAT\r\n$%d\r\n%b\r\n" % (len(deadline), deadline)
-    return before + (after + before).join(ticket.encode() for ticket in batch.tickets) + after
+    until = str(deadline).encode()
+    size = len(prefix) + len(tickets[0])
+    before = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b" % (size, prefix.encode())
+    after = b"\r\n$0\r\n\r\n$4\r\nPXAT\r\n$%d\r\n%b\r\n" % (len(until), until)
+    return before + (after + before).join([ticket.encode() for ticket in tickets]) + after

@@ -92,6 +92,16 @@ local function give_to_buyer(slot, name, packed, id)
   end
 end
 
+-- A ticket that has ended unpaid: its lines count no longer, its id stays.
+local function take_from_buyer(slot, name, packed, id)
+  if slot.buyers[name] == packed .. ' ' .. id then
+    -- It was all that the buyer had: nothing needs to be read.
+    slot.buyers[name] = '- ' .. id
+    return write_buyer(slot, name)
+  end
+  count_for_buyer(slot, name, packed, -1)
+end
+
 local function forget_ticket(slot, name, id)
   local buyer = buyer_of(slot, name)
   write_buyer(slot, name)

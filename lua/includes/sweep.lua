@@ -8,21 +8,32 @@ local SWEEP_MAX = 150
 -- Members read at a time: a member may be one ticket or a whole batch.
 local SWEEP_STEP = 8
 
--- The reserved ones among a member's tickets, each {id, record, lines, expires_at, buyer}, and their buyers.
-local function live_tickets(slot, member)
-  local ids, live, names = ids_of(member), {}, {}
+-- The ids in members up to the one that makes them `most`, and how many members that were.
+local function ids_in(members, most)
+  local ids, n = {}, 0
+  for m = 1, #members do
+    if n >= most then
+      return ids, m - 1
+    end
+    for from = 1, #members[m], ID_LENGTH do
+      n = n + 1
+      ids[n] = string.sub(members[m], from, from + ID_LENGTH - 1)
+    end
+  end
+  return ids, #members
+end
+
+-- Whether any ticket of a member is still reserved.
+local function is_live(slot, member)
+  local ids = ids_of(member)
   load_tickets(slot, ids)
   for i = 1, #ids do
     local record = slot.tickets[ids[i]]
-    if record then
-      local lines, expires_at, buyer = held(record)
-      if lines then
-        live[#live + 1] = { ids[i], record, lines, expires_at, buyer }
-        names[#names + 1] = buyer
-      end
+    if record and held(record) then
+      return true
     end
   end
-  return live, names, #ids
+  return false
 end
 
 -- Expires what is due, once per script. Sets slot.swept, and slot.more_due when it stopped at SWEEP_MAX.
@@ -35,22 +46,38 @@ local function sweep(slot)
   while true do
     local members = redis.call('ZRANGEBYSCORE', slot.keys.deadlines, '-inf', whole(slot.now),
       'LIMIT', #slot.dead_deadlines, SWEEP_STEP)
-    for _, member in ipairs(members) do
-      if looked >= SWEEP_MAX then
-        slot.more_due = true
-        return expired
-      end
-      local live, names, size = live_tickets(slot, member)
-      load_buyers(slot, names)
-      for i = 1, #live do
-        local id, record, lines, expires_at, buyer = unpack(live[i])
-        end_ticket(slot, id, record, lines, buyer, 'x', expires_at, '-', whole(expires_at))
-      end
-      slot.dead_deadlines[#slot.dead_deadlines + 1] = member
-      looked = looked + size
-      expired = expired + #live
+    if looked >= SWEEP_MAX and #members > 0 then
+      slot.more_due = true
+      return expired
     end
-    if #members < SWEEP_STEP then
+    local ids, taken = ids_in(members, SWEEP_MAX - looked)
+    load_tickets(slot, ids)
+    local names = {}
+    for i = 1, #ids do
+      local record = slot.tickets[ids[i]]
+      if record then
+        local lines, _, buyer = held(record)
+        if lines then
+          names[#names + 1] = buyer
+        end
+      end
+    end
+    load_buyers(slot, names)
+    for i = 1, #ids do
+      local record = slot.tickets[ids[i]]
+      if record then
+        local lines, expires_at, buyer = held(record)
+        if lines then
+          end_ticket(slot, ids[i], record, lines, buyer, 'x', expires_at, '-', whole(expires_at))
+          expired = expired + 1
+        end
+      end
+    end
+    for m = 1, taken do
+      slot.dead_deadlines[#slot.dead_deadlines + 1] = members[m]
+    end
+    looked = looked + #ids
+    if #members < SWEEP_STEP and taken == #members then
       return expired
     end
   end
@@ -65,7 +92,7 @@ local function next_deadline(slot)
   local members = redis.call('ZRANGE', slot.keys.deadlines, #slot.dead_deadlines, #slot.dead_deadlines + SWEEP_STEP,
     'WITHSCORES')
   for i = 1, #members, 2 do
-    if #live_tickets(slot, members[i]) > 0 or i > 2 * SWEEP_STEP then
+    if is_live(slot, members[i]) or i > 2 * SWEEP_STEP then
       slot.next_deadline = math.min(tonumber(members[i + 1]), slot.new_deadline or math.huge)
       return slot.next_deadline
     end

@@ -71,7 +71,7 @@ local function end_ticket(slot, id, record, lines, buyer, status, ended_at, oper
     end
   end
   if status ~= 'p' then
-    count_for_buyer(slot, buyer, lines, -1)
+    take_from_buyer(slot, buyer, lines, id)
   end
   log_line(slot, status .. ' ' .. id .. ' ' .. lines .. ' ' .. operation .. ' ' .. reference)
   record = status .. string.sub(record, 2) .. ' ' .. whole(ended_at) .. ' '
