@@ -27,7 +27,7 @@ from holdfast.engine.values import Status
 
 log = logging.getLogger("holdfast.recovery")
 
-#: Tickets read from the store, or scanned from Redis, at a time.
+#: Tickets read from the store, or scanned from Redis, and transitions folded, at a time.
 STEP = 5_000
 
 #: Ids that `lua/includes/buyers.lua` keeps per buyer.
@@ -43,7 +43,8 @@ class SlotReport:
     redis, store: where each stood before, `EPOCH-SEQUENCE`; Redis without the sale stands at 0-0.
     tickets: put back into Redis. held, purchased: units that count as such now.
     appended: transitions that only Redis knew, now in the store as well.
-    conflicts: tickets with two different endings, as sentences; what the store had was kept.
+    conflicts: tickets with two different endings, in the ledger or between the two sides, as sentences; what the store
+        had was kept.
     oversold: skus of which more was sold than there is; their sale stays fenced.
     """
 
@@ -149,11 +150,14 @@ class Recovery:
         epoch, sequence = await self._scripts.fence(keys, token)
         stood, stored = f"{epoch}-{sequence}", sale.cursor.floor
         appended = await self._drain(sale.id, keys, Cursor(epoch, sequence))
-        corrections, conflicts = await self._only_in_redis(sale.id, keys)
+        # Each ticket of Redis is compared with the store's, which would look through all that is not folded.
+        conflicts = await self._fold(sale.id)
+        corrections, differ = await self._only_in_redis(sale.id, keys)
         sale = await self._again(sale.id)
         definition = await self._newest(sale, keys)
         await self._still_ours(keys, token)
         cursor = await self._raise_epoch(sale, definition, epoch, corrections)
+        conflicts += await self._fold(sale.id) + differ
         await self._scripts.clear(keys, token)
         tally = await self._fill(sale.id, keys, token, definition)
         oversold = tuple(
@@ -262,9 +266,21 @@ class Recovery:
         (seconds, _) = await self._server.call("TIME")
         lines = [*corrections, (int(seconds) * 1000, f"{SALE_LINE} {definition.json()}")]
         entries = [Entry(raised, sequence + at, time, line) for at, (time, line) in enumerate(lines, start=1)]
-        for alarm in await self._store.append([Copied(sale.id, sale.cursor, entries)]):
-            log.critical("ALARM %s", alarm)
+        await self._store.append([Copied(sale.id, sale.cursor, entries)])
         return Cursor(raised, entries[-1].sequence)
+
+    async def _fold(self, slot: str) -> list[str]:
+        """Brings the tickets in the store up to date with all of its ledger; what contradicted what in it."""
+        upto = {slot: (await self._again(slot)).cursor.sequence}
+        alarms: list[str] = []
+        left = 1
+        while left:
+            folded = await self._store.fold(upto, STEP)
+            left = folded.left
+            alarms += folded.alarms
+        for alarm in alarms:
+            log.critical("ALARM %s", alarm)
+        return alarms
 
     async def _fill(self, slot: str, keys: SlotKeys, token: str, definition: Definition) -> _Tally:
         """Puts tickets, buyers and deadlines of the store into Redis, and adds up the counters."""

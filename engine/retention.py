@@ -11,6 +11,7 @@ from holdfast.engine.limits import BATCH_MAX
 from holdfast.engine.records import Entry
 from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.store import Cursor, Progress, Store
+from holdfast.engine.store.projection import read
 
 log = logging.getLogger("holdfast.retention")
 
@@ -19,7 +20,7 @@ ENTRIES_STEP = 100
 
 
 class Retention:
-    """Drops tickets that ended at least `retention_ms` ago and that the store has.
+    """Drops tickets that ended at least `retention_ms` ago and whose end is folded into the tickets of the store.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ class Retention:
         horizon = int(seconds) * 1000 - self._retention_ms
         dropped = 0
         for name, progress in (await self._store.cursors()).items():
-            if progress.dropped < progress.cursor.sequence and horizon >= self._not_before.get(name, 0):
+            if progress.dropped < progress.folded and horizon >= self._not_before.get(name, 0):
                 try:
                     dropped += await self._drop(name, progress, horizon)
                 except Refused:
@@ -58,11 +59,12 @@ class Retention:
         while True:
             entries = await self._store.ledger(name, Cursor(cursor.epoch, after), ENTRIES_STEP)
             # In order, and no further: a clock that was set back makes later entries look older.
-            due = list(takewhile(lambda entry: entry.at <= horizon, entries))
+            # Only what is folded: whoever misses a ticket in Redis then finds it in the store's table.
+            due = list(takewhile(lambda entry: entry.at <= horizon and entry.sequence <= progress.folded, entries))
             ids = _ended(due)
             for at in range(0, len(ids), BATCH_MAX):
                 step = ids[at : at + BATCH_MAX]
-                dropped += await self._scripts.drop(keys, cursor.floor, cursor.sequence, horizon, step)
+                dropped += await self._scripts.drop(keys, cursor.floor, progress.folded, horizon, step)
             if due:
                 after = due[-1].sequence
                 await self._store.set_dropped(name, after)
@@ -72,4 +74,4 @@ class Retention:
 
 
 def _ended(entries: list[Entry]) -> list[str]:
-    return [t.ticket for entry in entries for t in entry.transitions() if t.kind in "pcx"]
+    return [end.id for end in read(entries)[1]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,10 +32,17 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a slot has been copied, and up to which sequence its ended tickets were dropped from Redis."""
+    """How far a slot has come.
+
+    Parameters
+    ----------
+    cursor: how far its ledger has been copied. folded: up to which sequence tickets are up to date with that.
+    dropped: up to which sequence its ended tickets were dropped from Redis.
+    """
 
     cursor: Cursor
     dropped: int
+    folded: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,20 @@ class Copied:
     slot: str
     after: Cursor
     entries: Sequence[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What one step of folding came to.
+
+    Parameters
+    ----------
+    left: transitions that are still to be folded, of those asked for.
+    alarms: transitions that contradict what is stored, as sentences. The store keeps both.
+    """
+
+    left: int
+    alarms: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +151,40 @@ class Store(Protocol):
         """How far each slot has come, by slot."""
         ...
 
-    async def append(self, copied: Sequence[Copied]) -> list[str]:
-        """Appends transitions, brings tickets up to date and moves the cursors, in one transaction.
+    async def append(self, copied: Sequence[Copied]) -> None:
+        """Appends ledgers as they stand, takes up the definitions in them and moves the cursors, in one transaction.
 
-        Returns the alarms that it raised: transitions that contradict what is stored. They are kept, too.
+        Tickets are brought up to date by `fold`, later: this is all that a stampede has to pay for.
 
         Raises
         ------
         CursorMoved: a cursor is not where `after` says; nothing was written.
         """
+
+    async def fold(self, upto: Mapping[str, int], limit: int) -> Folded:
+        """Brings tickets up to date with what was appended, in one transaction with how far that has come.
+
+        Parameters
+        ----------
+        upto: per slot, the sequence to come to, not beyond its cursor. limit: transitions, up to a ledger entry more.
+        """
         ...
 
     async def set_dropped(self, slot: str, sequence: int) -> None: ...
 
-    async def ticket(self, slot: str, id: str) -> Record | None: ...
+    async def ticket(self, slot: str, id: str, *, pending: bool = True) -> Record | None:
+        """A ticket as the ledger in the store tells it.
 
-    async def tickets(self, query: TicketQuery) -> list[Record]: ...
+        Parameters
+        ----------
+        pending: look through what is not folded, too: 30 ms when 200,000 transitions wait. What has left Redis is found
+            without it.
+        """
+        ...
+
+    async def tickets(self, query: TicketQuery) -> list[Record]:
+        """Tickets as they were folded."""
+        ...
 
     async def ledger(self, slot: str, after: Cursor, limit: int) -> list[Entry]:
         """Entries beyond `after`, in order: later in its epoch, or in a later epoch."""

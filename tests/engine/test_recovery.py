@@ -23,8 +23,9 @@ from holdfast.engine import (
     UnknownSale,
 )
 from holdfast.engine.keys import slot_keys
+from holdfast.engine.records import Entry
 from holdfast.engine.scripts import Refused, Scripts
-from holdfast.engine.store import Cursor
+from holdfast.engine.store import Copied, Cursor
 
 PARTS = ("sale", "tickets", "buyers", "deadlines", "ledger")
 
@@ -114,6 +115,34 @@ async def test_an_empty_redis_sells_nothing_until_it_is_recovered(redis_server: 
     async with connect(redis_server, tmp_path) as engine:
         assert (await engine.recover()).slots == ()
         assert await engine._server.call("HGET", slot_keys("gig").sale, "epoch") == b"2"
+
+
+async def test_what_was_copied_and_not_folded_is_recovered(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        made = await fill(engine)
+        await engine._snapshot.run()
+        assert all(progress.folded == 0 for progress in (await engine._store.cursors()).values())
+        redis_server.empty()
+        report = await engine.recover()
+        assert report.clean
+        assert [slot.tickets for slot in report.slots] == [1, 3]
+        await check(engine, made)
+
+
+async def test_a_contradiction_that_recovery_finds_in_the_ledger_is_reported(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        made = await fill(engine)
+        await engine._snapshot.run()
+        stored = await engine._store.sale("gig")
+        assert stored is not None
+        last, (_, _, id) = stored.cursor, made["cancelled"].id.partition(".")
+        again = Entry(last.epoch, last.sequence + 1, 9, f"p {id} 1:4 {'o' * 22} paid")
+        await engine._store.append([Copied("gig", last, [again])])
+        report = await engine.recover(["gig"])
+        assert not report.clean
+        assert made["cancelled"].id in report.slots[0].conflicts[0]
+        assert (await engine.recover(["gig"])).clean
+        await check(engine, made)
 
 
 async def test_an_older_copy_of_its_files_sells_nothing_until_it_is_recovered(
