@@ -25,7 +25,19 @@ from holdfast.engine.errors import (
     UnknownTicket,
 )
 from holdfast.engine.recovery import RecoveryReport, SlotReport
-from holdfast.engine.values import Expiration, Item, ItemSpec, Line, Page, Readiness, Sale, Status, Ticket
+from holdfast.engine.values import (
+    Expiration,
+    Item,
+    ItemSpec,
+    Line,
+    Order,
+    Page,
+    Payment,
+    Readiness,
+    Sale,
+    Status,
+    Ticket,
+)
 
 __all__ = [
     "AllHeld",
@@ -46,9 +58,11 @@ __all__ = [
     "NotReady",
     "NotYetOpen",
     "NotYourTicket",
+    "Order",
     "OutcomeUnknown",
     "Overloaded",
     "Page",
+    "Payment",
     "PaymentDeclined",
     "Readiness",
     "RecoveryReport",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from holdfast.engine.errors import NotReady, Overloaded
+from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, Overloaded
 from holdfast.engine.limits import BATCH_CHARS_MAX, BATCH_MAX, QUEUE_MAX
+
+log = logging.getLogger("holdfast.engine")
+
+T = TypeVar("T")
 
 
 class Waiter(Protocol):
@@ -33,6 +38,40 @@ def tell(waiter: Waiter, error: BaseException) -> None:
     """Lets a waiter hear an error, unless it has gone."""
     if not waiter.done():
         waiter.set_exception(error)
+
+
+async def collected(waiters: Sequence[asyncio.Future[T]]) -> list[T | HoldfastError]:
+    """What many calls of one caller have heard, in their order, once all have: results and refusals.
+
+    Whatever else goes wrong leaves open what has happened: it is logged, and heard as OutcomeUnknown. When the caller
+    stops to wait, the calls that were not sent are not.
+    """
+    try:
+        for waiter in waiters:
+            # In the order of the calls: after the first of a batch, the others have been answered, too.
+            if not waiter.done():
+                await asyncio.wait([waiter])
+    except BaseException:
+        for waiter in waiters:
+            if not waiter.cancel():
+                # Looked at, or it would be reported as overlooked.
+                waiter.exception()
+        raise
+    heard: list[T | HoldfastError] = []
+    logged: BaseException | None = None
+    for waiter in waiters:
+        error = waiter.exception()
+        if error is None:
+            heard.append(waiter.result())
+        elif isinstance(error, HoldfastError):
+            heard.append(error)
+        else:
+            # A batch that fails tells all of its calls the same.
+            if error is not logged and not isinstance(error, asyncio.CancelledError):
+                logged = error
+                log.error("calls failed, and what became of them is not known", exc_info=error)
+            heard.append(OutcomeUnknown())
+    return heard
 
 
 class Batcher:
@@ -76,6 +115,17 @@ class Batcher:
         if self._task is None:
             # The task starts after those who are ready to run now: they join this first batch.
             self._task = asyncio.create_task(self._drain())
+
+    def put_all(self, calls: Sequence[Call]) -> None:
+        """Queues many calls, in their order; those for whom there is no room hear why, as `put` would raise it."""
+        room = 0 if self._closed else max(0, self._queue_max - len(self._waiting))
+        self._waiting.extend(calls[:room])
+        if self._task is None and self._waiting:
+            self._task = asyncio.create_task(self._drain())
+        if room < len(calls):
+            refusal = NotReady("the engine is closing") if self._closed else Overloaded()
+            for call in calls[room:]:
+                tell(call[-1], refusal)
 
     def _take(self) -> list[Call]:
         batch: list[Call] = []

@@ -205,6 +205,13 @@ class UnknownSku(InvalidRequest):
     """A sku that this process does not know in the sale; another process may have added it a moment ago."""
 
 
+def all_of(mistakes: Sequence[tuple[int, InvalidRequest]]) -> InvalidRequest:
+    """Mistakes of several entries, each with its entry's number, as one refusal: UnknownSku when one of them is."""
+    told = [(f"/entries/{at}{pointer}", detail) for at, error in mistakes for pointer, detail in error.mistakes]
+    kind = UnknownSku if any(isinstance(error, UnknownSku) for _, error in mistakes) else InvalidRequest
+    return kind(*told[0], told[1:])
+
+
 def page_limit(value: object) -> int:
     """Rows of a page."""
     return integer("/limit", value, 1, limits.PAGE_MAX)

@@ -8,11 +8,11 @@ believed), so redis-py opens connections and what happens around a command is ou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import hiredis
 import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -20,7 +20,7 @@ from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, Respon
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from holdfast.engine.errors import ConfigurationError
-from holdfast.engine.wire import Wire
+from holdfast.engine.wire import Wire, pack
 
 log = logging.getLogger("holdfast.connection")
 
@@ -151,19 +151,22 @@ class Server:
         NoReply: the connection was lost with the command under way.
         redis.exceptions.ResponseError: Redis answered with an error.
         """
-        (reply,) = await self.pipeline([command])
+        (reply,) = await self.exchange(pack(*command), 1)
         if isinstance(reply, ResponseError):
             raise _refusal(reply) or reply
         return reply
+
+    async def meet(self) -> None:
+        """Meets the server that is there now: if it is another one than before, this call hears it and not the next."""
+        with contextlib.suppress(NotSent, NoReply, ResponseError):
+            await self.call("PING")
 
     async def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Several commands in one round trip, on a connection of their own for that time.
 
         A reply that is an error is returned in its place. Raises as `call`, which is the same for one command.
         """
-        return await self.exchange(
-            b"".join(hiredis.pack_command(tuple(command)) for command in commands), len(commands)
-        )
+        return await self.exchange(b"".join(pack(*command) for command in commands), len(commands))
 
     async def exchange(self, packed: bytes, replies: int) -> list[Any]:
         """As `pipeline`, with commands that are in the protocol's form already.

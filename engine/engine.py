@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,7 +21,7 @@ from redis.exceptions import RedisError
 
 from holdfast.engine import checks
 from holdfast.engine.background import Background
-from holdfast.engine.batcher import Waiter
+from holdfast.engine.batcher import Call, Waiter, collected
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.embedded import EmbeddedRedis
 from holdfast.engine.errors import (
@@ -42,20 +43,23 @@ from holdfast.engine.limits import HOLD_MS_DEFAULT, INSTANT_MS_MAX
 from holdfast.engine.listener import Listener
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Record
-from holdfast.engine.recovery import Recovery, RecoveryReport
+from holdfast.engine.recovery import BUYER_TICKETS_MAX, Recovery, RecoveryReport
 from holdfast.engine.retention import Retention
 from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.secret import Keeper, establish
 from holdfast.engine.slots import Slot, Slots
-from holdfast.engine.snapshot import Snapshot
+from holdfast.engine.snapshot import FOLD_PAUSE_S, Snapshot
 from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
 from holdfast.engine.sweeper import Sweeper
 from holdfast.engine.transitions import APPROVED, DECLINED, KEYED, RANDOM, Transitions
-from holdfast.engine.values import Expiration, ItemSpec, Line, Page, Readiness, Sale, Status, Ticket
+from holdfast.engine.values import Expiration, ItemSpec, Line, Order, Page, Payment, Readiness, Sale, Status, Ticket
 
 log = logging.getLogger("holdfast.engine")
 
 T = TypeVar("T")
+
+#: What a call of many takes.
+E = TypeVar("E", Order, Payment)
 
 #: Milliseconds for which an ended ticket stays in Redis, and a keyed call is answered without asking the store (a day).
 RETENTION_MS_DEFAULT = 24 * 3600 * 1000
@@ -226,6 +230,7 @@ class Engine:
         if self._snapshot_ms is not None:
             seconds = self._snapshot_ms / 1000
             background.repeat("snapshot", self._snapshot.run, lambda: asyncio.sleep(seconds))
+            background.repeat("folding", self._snapshot.fold_when_calm, lambda: asyncio.sleep(FOLD_PAUSE_S))
             background.repeat("retention", self._retention.run, lambda: asyncio.sleep(max(1.0, seconds)))
 
     async def _take_turn(self, leadership: Leadership) -> None:
@@ -260,6 +265,7 @@ class Engine:
             return
         try:
             await self._snapshot.run()
+            await self._snapshot.fold()
         except (NotSent, NoReply, StoreError, RedisError) as error:
             log.error("no last snapshot: %s; what is missing is copied after the next start", error)
 
@@ -345,7 +351,7 @@ class Engine:
             if outcome in (Outcome.OK, Outcome.REPLAYED):
                 await self._stored(self._store.settle(sale, wanted))
                 # Copied before it is acknowledged: a Redis that loses the amendment is then behind, and does not sell.
-                await self.snapshot()
+                await self._stored(self._redis(self._snapshot.run()))
                 return await self.sale(sale)
             if outcome is Outcome.CAPACITY_IN_USE:
                 await self._stored(self._store.settle(sale, None))
@@ -419,11 +425,11 @@ class Engine:
         waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         slot = self._slots.known(sale) or await self._slots.get(sale)
         try:
-            self._reserve(slot, waiter, buyer, quantity, lines, key)
+            slot.reserves.put(self._order(slot, waiter, self._who(buyer), quantity, lines, key))
         except checks.UnknownSku:
             # Another process may have added an item a moment ago: read the sale once more before saying so.
             await self._slots.counts(slot)
-            self._reserve(slot, waiter, buyer, quantity, lines, key)
+            slot.reserves.put(self._order(slot, waiter, self._who(buyer), quantity, lines, key))
         return await waiter
 
     def reserve_for(
@@ -448,22 +454,65 @@ class Engine:
         slot = self._slots.known(sale)
         if slot is None:
             return False
+        if slot.sold_out and key is None and lines is None and type(quantity) is int and quantity in slot.packed:
+            # Before the buyer is hashed: most of a stampede comes when everything is gone.
+            checks.buyer(buyer)
+            refusal = slot.still_sold_out(slot.packed[quantity])
+            if refusal is not None:
+                waiter.set_exception(refusal)
+                return True
         try:
-            self._reserve(slot, waiter, buyer, quantity, lines, key)
+            slot.reserves.put(self._order(slot, waiter, self._who(buyer), quantity, lines, key))
         except checks.UnknownSku:
             return False
         return True
 
-    def _reserve(
+    async def reserve_many(self, sale: str, entries: Sequence[Order]) -> list[Ticket | HoldfastError]:
+        """As `reserve` for each entry, in their order and with one wait for all: the ticket of each, or its refusal.
+
+        No entry's refusal is another's. They queue like the calls of everybody else, and are not one transition: what
+        of them was not sent when the caller stops to wait is not done.
+
+        Raises
+        ------
+        InvalidRequest: entries that can never be right, with pointers like `/entries/3/quantity`; nothing was done.
+        UnknownSale.
+        """
+
+        def call(waiter: Waiter, who: str, order: Order) -> Call:
+            return self._order(slot, waiter, who, order.quantity, order.lines, order.key)
+
+        try:
+            slot = self._slots.known(sale) or await self._slots.get(sale)
+            try:
+                calls, waiters = self._calls(entries, call)
+            except checks.UnknownSku:
+                await self._slots.counts(slot)
+                calls, waiters = self._calls(entries, call)
+        except NotReady as error:
+            return [error] * len(entries)
+        slot.reserves.put_all(calls)
+        return await collected(waiters)
+
+    def _order(
         self,
         slot: Slot,
         waiter: Waiter,
-        buyer: str,
+        who: str,
         quantity: int | None,
         lines: Mapping[str, int] | Sequence[Line] | None,
         key: str | None,
-    ) -> None:
-        who = self._who(buyer)
+    ) -> Call:
+        """The call that reserves this.
+
+        Parameters
+        ----------
+        who: the buyer's hash.
+
+        Raises
+        ------
+        InvalidRequest. SoldOut: Redis said so a moment ago.
+        """
         # True and 1.0 are keys of the same entry as 1, and no quantities.
         plain = lines is None and type(quantity) is int
         packed = slot.packed.get(quantity) if plain else None
@@ -472,12 +521,12 @@ class Engine:
             if plain:
                 slot.remember_packed(quantity, packed)
         if key is None:
-            if slot.sold_out:
-                slot.refuse_sold_out(packed)
-            slot.reserves.put((random_id(), who, RANDOM + packed, waiter))
-        else:
-            checks.key(key)
-            slot.reserves.put((self._identity.ticket(slot.definition.id, who, key), who, KEYED + packed, waiter))
+            refusal = slot.still_sold_out(packed) if slot.sold_out else None
+            if refusal is not None:
+                raise refusal.with_traceback(None)
+            return random_id(), who, RANDOM + packed, waiter
+        checks.key(key)
+        return self._identity.ticket(slot.definition.id, who, key), who, KEYED + packed, waiter
 
     def _who(self, buyer: str) -> str:
         """The buyer's hash.
@@ -507,7 +556,7 @@ class Engine:
         """
         waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         slot, id = await self._locate(ticket)
-        self._confirm(slot, id, waiter, ticket, buyer, reference, key, declined)
+        slot.confirms.put(self._payment(id, waiter, self._who(buyer), ticket, reference, key, declined))
         return await waiter
 
     def confirm_for(
@@ -524,23 +573,41 @@ class Engine:
         slot = self._slots.known(parts[0]) if parts is not None else None
         if parts is None or slot is None:
             return False
-        self._confirm(slot, parts[1], waiter, ticket, buyer, reference, key, declined)
+        slot.confirms.put(self._payment(parts[1], waiter, self._who(buyer), ticket, reference, key, declined))
         return True
 
-    def _confirm(
+    async def confirm_many(self, sale: str, entries: Sequence[Payment]) -> list[Ticket | HoldfastError]:
+        """As `confirm` for each entry: see `reserve_many`. The ticket of another sale is an UnknownTicket."""
+
+        def call(waiter: Waiter, who: str, payment: Payment) -> Call:
+            parts = split_ticket(payment.ticket)
+            id = parts[1] if parts is not None and parts[0] == slot.name else ""
+            call = self._payment(id, waiter, who, payment.ticket, payment.reference, payment.key, payment.declined)
+            if not id:
+                raise UnknownTicket
+            return call
+
+        try:
+            slot = self._slots.known(sale) or await self._slots.get(sale)
+        except NotReady as error:
+            return [error] * len(entries)
+        calls, waiters = self._calls(entries, call)
+        slot.confirms.put_all(calls)
+        return await collected(waiters)
+
+    def _payment(
         self,
-        slot: Slot,
         id: str,
         waiter: Waiter,
+        who: str,
         ticket: str,
-        buyer: str,
         reference: str | None,
         key: str | None,
         declined: bool,
-    ) -> None:
-        who = self._who(buyer)
+    ) -> Call:
+        """The call that pays like this; `who` is the buyer's hash."""
         payment = (DECLINED if declined else APPROVED) + checks.reference(reference)
-        slot.confirms.put((id, who, self._operation("confirm", ticket, checks.key(key)), payment, waiter))
+        return id, who, self._operation("confirm", ticket, checks.key(key)), payment, waiter
 
     async def cancel(self, ticket: str, *, buyer: str, key: str | None = None) -> Ticket:
         """Gives a reserved ticket's units back. Cancelling again returns the cancelled ticket, `replayed`.
@@ -599,12 +666,21 @@ class Engine:
         if buyer is None:
             # The store has every ticket once it has caught up with the ledger, expiries included.
             await self._sweeper.sweep(slot.name)
-            await self._stored(self._redis(self._snapshot.run()))
+            await self._up_to_date(slot)
             return await self._page(slot, TicketQuery(slot.name, limit + 1, None, status, after), {}, limit)
         who = self._who(buyer)
         _, live = await self._slots.run(slot, lambda floor, _: self._scripts.mine(slot.keys, floor, who), reads=True)
+        if len(live) >= BUYER_TICKETS_MAX:
+            # Redis may have left out older ones, which the store's table need not have yet. When it names fewer, those
+            # that it left out are older than one that was dropped since, and so they are folded.
+            await self._up_to_date(slot)
         fresh = {record.id: record for record in live if (record.reserved_at, record.id) > after}
         return await self._page(slot, TicketQuery(slot.name, limit + 1, who, None, after), fresh, limit, status)
+
+    async def _up_to_date(self, slot: Slot) -> None:
+        """The store's tickets of this slot as Redis has them now, and not what comes meanwhile."""
+        await self._stored(self._redis(self._snapshot.run()))
+        await self._stored(self._snapshot.fold(slot.name))
 
     async def _page(
         self, slot: Slot, query: TicketQuery, live: Mapping[str, Record], limit: int, status: Status | None = None
@@ -632,6 +708,46 @@ class Engine:
             return self._slots.known(parts[0]) or await self._slots.get(parts[0]), parts[1]
         except UnknownSale:
             raise UnknownTicket from None
+
+    def _calls(
+        self, entries: Sequence[E], call: Callable[[Waiter, str, E], Call]
+    ) -> tuple[list[Call], list[asyncio.Future[Ticket]]]:
+        """The calls of entries and the waiter of each; one that is refused before it is sent has its answer already.
+
+        Parameters
+        ----------
+        call: makes the call of a waiter, a buyer's hash and an entry.
+
+        Raises
+        ------
+        InvalidRequest: entries that can never be right, all of them; UnknownSku when that may be over in a moment.
+        """
+        create_future = asyncio.get_running_loop().create_future
+        waiters: list[asyncio.Future[Ticket]] = []
+        calls: list[Call] = []
+        mistakes: list[tuple[int, InvalidRequest]] = []
+        refused: list[tuple[asyncio.Future[Ticket], HoldfastError]] = []
+        for at, entry in enumerate(entries):
+            try:
+                checks.buyer(entry.buyer)
+            except InvalidRequest as error:
+                mistakes.append((at, error))
+        hashes = ["" for _ in entries] if mistakes else self._identity.buyers([entry.buyer for entry in entries])
+        for at, (entry, who) in enumerate(zip(entries, hashes, strict=True)):
+            waiter = create_future()
+            waiters.append(waiter)
+            try:
+                calls.append(call(waiter, who, entry))
+            except InvalidRequest as error:
+                mistakes.append((at, error))
+            except HoldfastError as error:
+                # Kept by its waiter, and without this frame, which it would keep.
+                refused.append((waiter, error.with_traceback(None)))
+        if mistakes:
+            raise checks.all_of(sorted(mistakes, key=itemgetter(0)))
+        for waiter, refusal in refused:
+            waiter.set_exception(refusal)
+        return calls, waiters
 
     def _operation(self, call: str, ticket: str, key: str | None) -> str:
         return random_id() if key is None else self._identity.operation(call, ticket, key)
@@ -669,6 +785,7 @@ class Engine:
 
     async def _unready(self) -> dict[str, str]:
         reasons: dict[str, str] = {}
+        await self._server.meet()
         async for sales in self._registry():
             reasons |= await self._redis(self._recovery.unready(sales))
         return reasons
@@ -680,13 +797,16 @@ class Engine:
             after = sales[-1].id
 
     async def snapshot(self) -> int:
-        """Copies what is new in every ledger into the store now; how many transitions that were.
+        """Copies what is new in every ledger into the store and folds it into its tables now; how many transitions
+        were new.
 
         Raises
         ------
         NotReady: Redis or the store does not answer.
         """
-        return await self._stored(self._redis(self._snapshot.run()))
+        copied = await self._stored(self._redis(self._snapshot.run()))
+        await self._stored(self._snapshot.fold())
+        return copied
 
     async def recover(self, sales: Sequence[str] | None = None) -> RecoveryReport:
         """Rebuilds sales in Redis from the union of store and Redis.
@@ -700,6 +820,7 @@ class Engine:
         UnknownSale.
         NotReady: a side does not answer, or another recovery took over; run it again.
         """
+        await self._server.meet()
         names = list(await self._unready()) if sales is None else list(sales)
         reports = []
         for name in names:

@@ -5,6 +5,7 @@ Each class has the stable `code`; the HTTP status of each stands in `holdfast.ht
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from holdfast.engine.values import Ticket
@@ -27,14 +28,21 @@ class InvalidRequest(HoldfastError, ValueError):
     ----------
     pointer: where, as a JSON pointer into the call's arguments (`/lines/0/sku`).
     detail: what is wrong and what would be right.
+    more: further mistakes of the same call, each as pointer and detail.
+
+    Attributes
+    ----------
+    mistakes: all of them.
     """
 
     code = "invalid_request"
 
-    def __init__(self, pointer: str, detail: str) -> None:
-        super().__init__(f"{pointer or 'the request'}: {detail}")
+    def __init__(self, pointer: str, detail: str, more: Sequence[tuple[str, str]] = ()) -> None:
+        others = f" (and {len(more)} more)" if more else ""
+        super().__init__(f"{pointer or 'the request'}: {detail}{others}")
         self.pointer = pointer
         self.detail = detail
+        self.mistakes = ((pointer, detail), *more)
 
 
 class UnknownSale(HoldfastError):

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+from collections.abc import Iterable
 
 from holdfast.engine.records import ID_CHARS
 
@@ -36,18 +37,20 @@ class Identity:
     """
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-        #: Begun once with key and purpose; every buyer is hashed on a copy.
-        self._buyer = self._begun(b"buyer")
+        #: Begun once with key and purpose; whatever is hashed is hashed on a copy.
+        self._buyer, self._ticket, self._operation, self._check = (
+            hashlib.blake2b(key=secret, person=purpose, digest_size=DIGEST_BYTES)
+            for purpose in (b"buyer", b"ticket", b"operation", b"check")
+        )
 
-    def _begun(self, purpose: bytes) -> hashlib.blake2b:
-        return hashlib.blake2b(key=self._secret, person=purpose, digest_size=DIGEST_BYTES)
-
-    def _hash(self, purpose: bytes, *parts: str) -> str:
-        # Lengths in front of the parts: ("a", "bc") and ("ab", "c") are different things.
-        data = b"".join(len(raw := part.encode()).to_bytes(4, "big") + raw for part in parts)
-        hashed = self._begun(purpose)
-        hashed.update(data)
+    @staticmethod
+    def _hash(begun: hashlib.blake2b, *parts: str) -> str:
+        hashed = begun.copy()
+        for part in parts:
+            raw = part.encode()
+            # Lengths in front of the parts: ("a", "bc") and ("ab", "c") are different things.
+            hashed.update(len(raw).to_bytes(4, "big"))
+            hashed.update(raw)
         return _text(hashed.digest())
 
     def buyer(self, buyer: str) -> str:
@@ -62,17 +65,30 @@ class Identity:
         hashed.update(b"%b%b" % (len(raw).to_bytes(4, "big"), raw))
         return _text(hashed.digest())
 
+    def buyers(self, buyers: Iterable[str]) -> list[str]:
+        """As `buyer` for many at once, in half the time."""
+        begun = self._buyer
+        digests: list[bytes] = []
+        for buyer in buyers:
+            raw = buyer.encode()
+            hashed = begun.copy()
+            hashed.update(b"%b%b" % (len(raw).to_bytes(4, "big"), raw))
+            digests.append(hashed.digest())
+        # Filled up to a multiple of 3 bytes, each begins a character of its own; zeros do not show in the first 22.
+        text = binascii.b2a_base64(b"\0\0".join((*digests, b"")), newline=False).translate(_URL_SAFE).decode()
+        return [text[at : at + ID_CHARS] for at in range(0, len(text), ID_CHARS + 2)]
+
     def ticket(self, sale: str, buyer_hash: str, key: str) -> str:
         """The id of the ticket that this key makes for this buyer of this sale, without its slot."""
-        return self._hash(b"ticket", sale, buyer_hash, key)
+        return self._hash(self._ticket, sale, buyer_hash, key)
 
     def operation(self, call: str, ticket: str, key: str) -> str:
         """The id of one operation on a ticket, kept in its record to tell a repeat from a conflict."""
-        return self._hash(b"operation", call, ticket, key)
+        return self._hash(self._operation, call, ticket, key)
 
     def check(self) -> str:
         """A fingerprint of the secret itself, kept in the store to notice another one."""
-        return self._hash(b"check")
+        return self._hash(self._check)
 
 
 #: Drawn and not yet handed out. A forked process must not hand out the same ones.
@@ -85,7 +101,7 @@ def random_id() -> str:
     if not _drawn:
         # Every 4 characters are 3 bytes; 22 characters of them are as random as each character is.
         text = base64.urlsafe_b64encode(secrets.token_bytes(DRAW_IDS * ID_CHARS * 3 // 4)).decode()
-        _drawn.extend(text[at : at + ID_CHARS] for at in range(0, len(text) - ID_CHARS + 1, ID_CHARS))
+        _drawn.extend([text[at : at + ID_CHARS] for at in range(0, len(text) - ID_CHARS + 1, ID_CHARS)])
     return _drawn.pop()
 
 

@@ -12,10 +12,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-import hiredis
 from redis.exceptions import RedisError
 
 from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.wire import pack
 
 log = logging.getLogger("holdfast.leases")
 
@@ -44,7 +44,7 @@ class Leases:
 
     def delete(self, prefix: str, tickets: Sequence[str]) -> None:
         """Removes the lease keys of these tickets before their time: they were paid or cancelled."""
-        self._add(hiredis.pack_command(("UNLINK", *[prefix + ticket for ticket in tickets])), 1, len(tickets))
+        self._add(pack("UNLINK", *[prefix + ticket for ticket in tickets]), 1, len(tickets))
 
     def _add(self, packed: bytes, replies: int, tickets: int) -> None:
         if self._server.riding > BYTES_MAX:

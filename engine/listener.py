@@ -13,7 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.keys import EXPIRED_EVENTS, lease_ticket
-from holdfast.engine.wire import Wire
+from holdfast.engine.wire import Wire, pack
 
 log = logging.getLogger("holdfast.listener")
 
@@ -79,7 +79,7 @@ class Listener:
             if not Wire.fits(connection):
                 await asyncio.Event().wait()  # a fake, which announces nothing
             ears = _Ears(connection, self.subscribed, self._heard)
-            ears.send(hiredis.pack_command(("PSUBSCRIBE", EXPIRED_EVENTS)))
+            ears.send(pack("PSUBSCRIBE", EXPIRED_EVENTS))
             await ears.lost
         finally:
             await connection.disconnect(nowait=True)

@@ -30,6 +30,9 @@ RESEND_S = 3.0
 #: in another process is promised that it sells after 100 ms.
 SOLD_OUT_S = 0.08
 
+#: Seconds after which one caller asks again while the others are still refused, so that not all of them ask at once.
+SOLD_OUT_ASK_S = 0.04
+
 #: Seconds between two tries.
 RESEND_PAUSE_S = 0.05
 
@@ -68,6 +71,7 @@ class Slot:
         self.generation = generation
         self.definition = definition
         self._slots = slots
+        self._time = asyncio.get_running_loop().time
         transitions = slots.transitions
         self.reserves = Batcher(lambda batch: transitions.reserve(self, batch))
         self.confirms = Batcher(lambda batch: transitions.confirm(self, batch))
@@ -88,8 +92,10 @@ class Slot:
         self.lines = KnownLines(definition)
         #: Lines of so many units of the only item, packed.
         self.packed: dict[int | None, str] = {}
-        #: Packed lines that were sold out for good a moment ago: until when that is believed, and the refusal.
+        #: Packed lines that were sold out for good a moment ago: when Redis was asked, and the refusal.
         self.sold_out: dict[str, tuple[float, SoldOut]] = {}
+        #: Those of which somebody asks again.
+        self._asking: set[str] = set()
 
     def remember_packed(self, quantity: int | None, packed: str) -> None:
         """Keeps the lines of this many units of the only item."""
@@ -105,21 +111,25 @@ class Slot:
         """
         if len(self.sold_out) >= LINES_KNOWN_MAX:
             self.sold_out.clear()
-        self.sold_out[packed] = asked_at + SOLD_OUT_S, refusal
+        self.sold_out[packed] = asked_at, refusal
+        self._asking.discard(packed)
 
-    def refuse_sold_out(self, packed: str) -> None:
-        """Refuses what was sold out a moment ago, without asking Redis.
+    def still_sold_out(self, packed: str) -> SoldOut | None:
+        """The refusal of what was sold out a moment ago; None to whoever has to ask Redis.
 
-        Raises
-        ------
-        SoldOut: the same exception to all who ask until then.
+        One of those who come late asks, and answers for all who come after.
         """
         known = self.sold_out.get(packed)
-        if known is not None:
-            until, refusal = known
-            if asyncio.get_running_loop().time() < until:
-                raise refusal.with_traceback(None)
-            del self.sold_out[packed]
+        if known is None:
+            return None
+        asked_at, refusal = known
+        age = self._time() - asked_at
+        if age < SOLD_OUT_ASK_S:
+            return refusal
+        if age < SOLD_OUT_S and packed in self._asking:
+            return refusal
+        self._asking.add(packed)
+        return None
 
     async def run(self, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False) -> T:
         """As `Slots.run` on this slot."""

@@ -105,6 +105,7 @@ class Transitions:
         self, slot: Slot, now: int, asked_at: float, others: Sequence[tuple[str, str, str, Waiter, bytes]]
     ) -> None:
         after_sweep: list[Call] = []
+        refusals: dict[bytes, HoldfastError] = {}
         for id, buyer, order, waiter, raw in others:
             answer = Answer.parse(raw)
             if answer.outcome is Outcome.SWEEP_FIRST:
@@ -118,7 +119,10 @@ class Transitions:
                     self._leases.set(slot.keys.lease_prefix + slot.ticket_prefix, [id], record.expires_at)
                 self._show(slot, waiter, record, now, replayed=True)
             else:
-                refusal = _refusal(slot, now, answer)
+                # One for all who are refused alike: when everything is gone that is the whole batch.
+                refusal = refusals.get(raw)
+                if refusal is None:
+                    refusal = refusals[raw] = _refusal(slot, now, answer)
                 if isinstance(refusal, SoldOut):
                     slot.remember_sold_out(order[1:], asked_at, refusal)
                 tell(waiter, refusal)
@@ -140,7 +144,8 @@ class Transitions:
         self, slot: Slot, now: int, id: str, buyer: str, order: str, waiter: Waiter
     ) -> Ticket | None:
         """The ticket of this key when it has left Redis; None when there was none, and the call goes on."""
-        stored = await _stored(self._store.ticket(slot.name, id))
+        # What has left Redis is folded. A sale that is older than the retention time asks for every new key.
+        stored = await _stored(self._store.ticket(slot.name, id, pending=False))
         if stored is None:
             self._put_again(slot, (id, buyer, AGAIN + order[1:], waiter))
             return None
@@ -247,7 +252,8 @@ class Transitions:
         UnknownTicket: or none.
         NotReady: the store has it as reserved, so that Redis has lost it.
         """
-        record = await _stored(self._store.ticket(slot.name, id))
+        # Only what was folded has left; looking further would let anybody who makes up ids keep the store busy.
+        record = await _stored(self._store.ticket(slot.name, id, pending=False))
         if record is None:
             raise UnknownTicket
         if record.status is Status.RESERVED:

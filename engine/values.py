@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, NamedTuple, TypeVar
@@ -142,6 +143,31 @@ class Ticket(NamedTuple):
     def expires_in_ms(self) -> int:
         """Milliseconds of hold left when this was read; 0 once the ticket has ended."""
         return max(0, self.expires_at - self.as_of) if self.status is Status.RESERVED else 0
+
+
+class Order(NamedTuple):
+    """What a buyer orders of a sale; the fields are those of `Engine.reserve`.
+
+    Parameters
+    ----------
+    quantity: units, in a sale of one item; or `lines`, units by sku.
+    key: names the operation: the same key again gives the same ticket.
+    """
+
+    buyer: str
+    quantity: int | None = None
+    lines: Mapping[str, int] | Sequence[Line] | None = None
+    key: str | None = None
+
+
+class Payment(NamedTuple):
+    """What pays for a ticket; the fields are those of `Engine.confirm`."""
+
+    ticket: str
+    buyer: str
+    reference: str | None = None
+    key: str | None = None
+    declined: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,12 @@ from redis.exceptions import RedisError
 _NOTHING = object()
 
 
+def pack(*command: Any) -> bytes:
+    """A command in the protocol's form."""
+    form: bytes = hiredis.pack_command(command)
+    return form
+
+
 class Wire(asyncio.Protocol):
     """Takes over the transport of a redis-py connection that has been opened.
 

@@ -9,7 +9,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from aiohttp import hdrs, web
@@ -19,8 +19,8 @@ from multidict import istr
 
 from holdfast.engine import ConfigurationError, Engine, HoldfastError
 
-from . import health, sales, tickets
-from .bodies import BODY_BYTES_MAX
+from . import batches, health, sales, tickets
+from .bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX
 from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig, Headers
 from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, problem, went_wrong
 
@@ -38,11 +38,17 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Route(NamedTuple):
-    """One line of the routing table; GET answers HEAD too."""
+    """One line of the routing table; GET answers HEAD too.
+
+    Parameters
+    ----------
+    bytes_max: of the body; the handler holds to the same.
+    """
 
     method: str
     path: str
     handler: Handler
+    bytes_max: int = BODY_BYTES_MAX
 
 
 #: Every call there is.
@@ -53,6 +59,8 @@ ROUTES = (
     Route("PATCH", "/sales/{sale}", sales.amend_sale),
     Route("POST", "/sales/{sale}/tickets", tickets.reserve),
     Route("GET", "/sales/{sale}/tickets", tickets.list_tickets),
+    Route("POST", "/sales/{sale}/tickets/batch", batches.reserve_batch, BATCH_BYTES_MAX),
+    Route("POST", "/sales/{sale}/payments/batch", batches.pay_batch, BATCH_BYTES_MAX),
     Route("GET", "/tickets/{ticket}", tickets.show_ticket),
     Route("POST", "/tickets/{ticket}/payment", tickets.pay),
     Route("DELETE", "/tickets/{ticket}/payment", tickets.cancel),
@@ -86,17 +94,19 @@ def _add_routes(router: web.UrlDispatcher, routes: Iterable[Route]) -> None:
 
     aiohttp would do that by itself, but outside the middleware's reach, with answers of its own.
     """
-    handlers: dict[str, dict[str, Handler]] = {}
-    for method, path, handler in routes:
-        handlers.setdefault(path, {})[method] = handler
-        if method == hdrs.METH_GET:
-            handlers[path][hdrs.METH_HEAD] = handler
-    for path, by_method in handlers.items():
+    paths: dict[str, dict[str, Route]] = {}
+    for route in routes:
+        by_method = paths.setdefault(route.path, {})
+        by_method[route.method] = route
+        if route.method == hdrs.METH_GET:
+            by_method[hdrs.METH_HEAD] = route
+    expect = _expect(BODY_BYTES_MAX)
+    for path, by_method in paths.items():
         resource = router.add_resource(path)
-        for method, handler in by_method.items():
-            resource.add_route(method, handler, expect_handler=_expect)
-        resource.add_route(hdrs.METH_ANY, _method_not_allowed(sorted(by_method)), expect_handler=_expect)
-    router.add_resource("/{path:.*}").add_route(hdrs.METH_ANY, _unknown_route, expect_handler=_expect)
+        for method, route in by_method.items():
+            resource.add_route(method, route.handler, expect_handler=_expect(route.bytes_max))
+        resource.add_route(hdrs.METH_ANY, _method_not_allowed(sorted(by_method)), expect_handler=expect)
+    router.add_resource("/{path:.*}").add_route(hdrs.METH_ANY, _unknown_route, expect_handler=expect)
 
 
 def _method_not_allowed(allowed: list[str]) -> Handler:
@@ -112,16 +122,19 @@ async def _unknown_route(request: web.Request) -> web.StreamResponse:
     raise UnknownRoute(NOTHING_HERE)
 
 
-async def _expect(request: web.Request) -> None:
-    """Invite a body that waits to be invited, unless it is too large anyway; any other expectation is ignored."""
-    if (
-        request.version >= HttpVersion11
-        and request.headers[hdrs.EXPECT].lower() == "100-continue"
-        and (request.content_length or 0) <= BODY_BYTES_MAX
-    ):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # These bytes are no part of the answer; aiohttp would take it for begun.
-        request.writer.output_size = 0
+def _expect(bytes_max: int) -> Callable[[web.Request], Awaitable[None]]:
+    async def expect(request: web.Request) -> None:
+        """Invite a body that waits to be invited, unless it is too large anyway; any other expectation is ignored."""
+        if (
+            request.version >= HttpVersion11
+            and request.headers[hdrs.EXPECT].lower() == "100-continue"
+            and (request.content_length or 0) <= bytes_max
+        ):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # These bytes are no part of the answer; aiohttp would take it for begun.
+            request.writer.output_size = 0
+
+    return expect
 
 
 # Around every request -------------------------------------------------------------------------------------------------

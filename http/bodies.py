@@ -21,8 +21,14 @@ from .problems import BodyTooLarge, InvalidBody, MalformedJson, RequestTimeout, 
 
 B = TypeVar("B", bound=Body)
 
-#: Bytes of a body: fifty lines of the longest skus fit in; a batch call will have a larger limit of its own.
+#: Bytes of a body: fifty lines of the longest skus fit in.
 BODY_BYTES_MAX = 8 * 1024
+
+#: Bytes of the body of a batch call: 500 entries of 524 bytes, or fewer with longer names or more lines.
+BATCH_BYTES_MAX = 256 * 1024
+
+#: Mistakes of a body that are named: more than fit into a single call, and fewer than a megabyte of them.
+MISTAKES_MAX = 2_000
 
 #: Seconds in which a body must arrive. It fits into a few packets: who needs longer only holds a connection.
 BODY_SECONDS_MAX = 10.0
@@ -67,15 +73,17 @@ async def read_body(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) ->
 
 async def _drain(request: web.Request, bytes_max: int) -> bytes:
     content = request.content
+    pieces: list[bytes] = []
+    size = 0
     try:
-        body = await content.readany()
-        while len(body) <= bytes_max and not content.at_eof():
-            body += await content.readany()
+        while size <= bytes_max and not (pieces and content.at_eof()):
+            pieces.append(await content.readany())
+            size += len(pieces[-1])
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise MalformedJson("The body did not arrive as it was announced.", closes=True) from error
-    if len(body) > bytes_max:
+    if size > bytes_max:
         raise _too_large(bytes_max)
-    return body
+    return b"".join(pieces)
 
 
 def _too_large(bytes_max: int) -> BodyTooLarge:
@@ -83,7 +91,12 @@ def _too_large(bytes_max: int) -> BodyTooLarge:
 
 
 async def read_model(
-    request: web.Request, model: type[B], *, media_types: frozenset[str] = JSON, may_be_empty: bool = False
+    request: web.Request,
+    model: type[B],
+    *,
+    media_types: frozenset[str] = JSON,
+    may_be_empty: bool = False,
+    bytes_max: int = BODY_BYTES_MAX,
 ) -> B:
     """The body as a model: size, then media type, then JSON, then the fields.
 
@@ -95,7 +108,11 @@ async def read_model(
     InvalidBody: its fields are wrong; all that are wrong are named.
     """
     return parse_model(
-        await read_body(request), request.headers, model, media_types=media_types, may_be_empty=may_be_empty
+        await read_body(request, bytes_max=bytes_max),
+        request.headers,
+        model,
+        media_types=media_types,
+        may_be_empty=may_be_empty,
     )
 
 
@@ -144,7 +161,8 @@ def _refused(raw: bytes, error: ValidationError) -> MalformedJson | InvalidBody:
         from_json(raw, allow_inf_nan=False)
     except ValueError as broken:
         return MalformedJson(f"The body is not JSON: {broken}.")
-    return InvalidBody([{"pointer": pointer(mistake["loc"]), "detail": sentence(mistake)} for mistake in mistakes])
+    told = [{"pointer": pointer(mistake["loc"]), "detail": sentence(mistake)} for mistake in mistakes[:MISTAKES_MAX]]
+    return InvalidBody(told, len(mistakes))
 
 
 async def require_no_body(request: web.Request) -> None:
@@ -200,6 +218,9 @@ def idempotency_key(headers: Headers) -> str | None:
 
 def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """An answer in JSON that no cache keeps, ended by a newline for those who read it in a terminal."""
-    return web.Response(
-        body=to_json(body) + b"\n", status=status, headers={**_JSON_HEADERS, **headers} if headers else _JSON_HEADERS
-    )
+    return written_response(to_json(body) + b"\n", status=status, headers=headers)
+
+
+def written_response(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """As `json_response`, of JSON that is written already."""
+    return web.Response(body=body, status=status, headers={**_JSON_HEADERS, **headers} if headers else _JSON_HEADERS)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -115,3 +116,6 @@ CONFIG: web.AppKey[AppConfig] = web.AppKey("config", AppConfig)
 
 #: What the log and the answer call a request.
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+
+#: What is given up when the client of a request is gone. Without it a handler comes to its end all the same.
+ABANDONED: web.RequestKey[asyncio.Future[Any]] = web.RequestKey("abandoned", asyncio.Future)

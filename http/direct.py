@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from json import dumps
@@ -28,7 +29,7 @@ from holdfast.engine import ConfigurationError, Engine, HoldfastError, InvalidRe
 from .app import REQUEST_IDS, SERVER_NAME, CrossOrigin
 from .bodies import BODY_BYTES_MAX, IDEMPOTENCY_KEY_HEADER, JSON, idempotency_key, parse_model
 from .callers import FINGERPRINT_HEADER, Asked, authenticate, is_fingerprint
-from .context import CONFIG, ENGINE, AppConfig, Headers
+from .context import ABANDONED, CONFIG, ENGINE, AppConfig, Headers
 from .models import PaymentBody, ReserveBody, ticket_text
 from .problems import HttpError, said, went_wrong
 from .sales import is_sale_id
@@ -101,7 +102,7 @@ class Desk:
         self._request_ids = app[REQUEST_IDS]
         self._cors = CrossOrigin(self._config.allow_origins) if self._config.allow_origins else None
         self._sales: dict[str, str] = {}
-        self._orders: dict[bytes, tuple[int | None, list[Line] | None]] = {}
+        self._orders: dict[bytes, tuple[int | None, Mapping[str, int] | Sequence[Line] | None]] = {}
         #: The last one and its text: status and headers, and the body before and after the request's id.
         self._last_refusal: tuple[BaseException | None, str, str, str] = (None, "", "", "")
         #: What the last new ticket shares with others of its batch, and its JSON after the id.
@@ -144,7 +145,7 @@ class Desk:
 
     def _sale(self, path: str) -> str | None:
         sale = path[len(_RESERVE_BEGIN) : -len(_RESERVE_END)]
-        if not path.startswith(_RESERVE_BEGIN) or not is_sale_id(sale):
+        if not path.startswith(_RESERVE_BEGIN) or not path.endswith(_RESERVE_END) or not is_sale_id(sale):
             return None
         if len(self._sales) >= REMEMBERED_MAX:
             self._sales.clear()
@@ -165,8 +166,8 @@ class Desk:
         if len(raw) <= REMEMBERED_BYTES_MAX and not body.buyer and not body.fingerprint:
             if len(self._orders) >= REMEMBERED_MAX:
                 self._orders.clear()
-            self._orders[raw] = order["quantity"], order["lines"]
-        return self._engine.reserve_for(exchange, sale, **order)
+            self._orders[raw] = order.quantity, order.lines
+        return self._engine.reserve_for(exchange, sale, *order)
 
     def _plain_buyer(self, headers: Headers) -> str | None:
         """The buyer when nothing but one fingerprint names them."""
@@ -183,7 +184,7 @@ class Desk:
                 return self._engine.confirm_for(exchange, ticket, buyer, None, key)
         caller = authenticate(exchange.asked(headers, self._config))
         body = parse_model(raw, headers, PaymentBody, may_be_empty=True)
-        return self._engine.confirm_for(exchange, ticket, **confirm_payment(body, caller, headers))
+        return self._engine.confirm_for(exchange, *confirm_payment(ticket, body, caller, headers))
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
@@ -356,7 +357,10 @@ class Connection(RequestHandler):
             self.exchange.answered = True
             self.exchange = None
         self._ahead = b""
+        work = self._current_request.get(ABANDONED) if self._current_request is not None else None
         super().connection_lost(exc)
+        if work is not None:
+            work.cancel()
 
     def _process_keepalive(self) -> None:
         if self.exchange is None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn, NotRequired
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError, to_json
+
+# pydantic reads that of the standard library from Python 3.12 on, and brings this one along.
+from typing_extensions import TypedDict
 
 from holdfast.engine import Line, Sale, Status, Ticket, limits
 
@@ -32,6 +35,9 @@ FINGERPRINT_PATTERN = rf"^[\x21-\x7e]{{{limits.FINGERPRINT_CHARS_MIN},{limits.FI
 #: A buyer as the operator or a token names it: anything printable, so that it can never spell a derived one.
 BUYER_PATTERN = rf"^[^\x00-\x1f\x7f]{{1,{limits.BUYER_CHARS_MAX}}}$"
 
+#: An idempotency key in a body; as in the header.
+KEY_PATTERN = rf"^[\x21-\x7e]{{1,{limits.KEY_CHARS_MAX}}}$"
+
 #: What people read: one line of it.
 TEXT_PATTERN = r"^[^\x00-\x1f\x7f]+$"
 
@@ -42,6 +48,7 @@ PATTERN_SENTENCES = {
         f"must be {limits.FINGERPRINT_CHARS_MIN} to {limits.FINGERPRINT_CHARS_MAX} visible ASCII characters"
     ),
     BUYER_PATTERN: f"must be 1 to {limits.BUYER_CHARS_MAX} characters without control characters",
+    KEY_PATTERN: f"must be 1 to {limits.KEY_CHARS_MAX} visible ASCII characters",
     TEXT_PATTERN: "must not be empty and must not contain control characters",
 }
 
@@ -100,6 +107,7 @@ Quantity = Annotated[int, Field(ge=1, le=limits.QUANTITY_MAX)]
 Fingerprint = Annotated[str, Field(pattern=FINGERPRINT_PATTERN)]
 Buyer = Annotated[str, Field(pattern=BUYER_PATTERN)]
 Reference = Annotated[str, Field(pattern=TEXT_PATTERN, max_length=limits.REFERENCE_CHARS_MAX)]
+Key = Annotated[str, Field(pattern=KEY_PATTERN)]
 Instant = Annotated[int, BeforeValidator(instant_ms), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
@@ -184,6 +192,54 @@ class PaymentBody(Body):
     buyer: Buyer = ""
 
 
+class Entry(TypedDict):
+    """What the entries of batch calls have in common.
+
+    Entries are dictionaries: of 500 models the making would cost more than everything else that is done with them.
+    """
+
+    __pydantic_config__ = Body.model_config  # type: ignore[misc]
+
+    buyer: Buyer
+    key: NotRequired[Key]
+
+
+class LineEntry(TypedDict):
+    """So many units of one item."""
+
+    __pydantic_config__ = Body.model_config  # type: ignore[misc]
+
+    sku: Name
+    quantity: Quantity
+
+
+class ReserveEntry(Entry):
+    """An entry of `POST /sales/{sale}/tickets/batch`. Either `quantity` or `lines`."""
+
+    quantity: NotRequired[Quantity]
+    lines: NotRequired[Annotated[list[LineEntry], Field(min_length=1, max_length=limits.LINES_MAX)]]
+
+
+class PaymentEntry(Entry):
+    """An entry of `POST /sales/{sale}/payments/batch`."""
+
+    ticket: str
+    reference: NotRequired[Reference]
+    outcome: NotRequired[Literal["approve", "decline"]]
+
+
+class ReserveBatchBody(Body):
+    """`POST /sales/{sale}/tickets/batch`."""
+
+    entries: Annotated[list[ReserveEntry], Field(min_length=1, max_length=limits.ENTRIES_MAX)]
+
+
+class PaymentBatchBody(Body):
+    """`POST /sales/{sale}/payments/batch`."""
+
+    entries: Annotated[list[PaymentEntry], Field(min_length=1, max_length=limits.ENTRIES_MAX)]
+
+
 # What was wrong with a body -------------------------------------------------------------------------------------------
 
 #: pydantic's kinds of error in our words; `{}` takes from the error's context.
@@ -199,6 +255,7 @@ _SENTENCES = {
     "too_short": "must have at least {min_length} entry",
     "too_long": "must have at most {max_length} entries",
     "model_type": "must be an object",
+    "dict_type": "must be an object",
     "literal_error": "must be {expected}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
@@ -257,6 +314,10 @@ def _lines_text(lines: tuple[Line, ...]) -> str:
     return f'"lines":[{listed}],"quantity":{sum(line.quantity for line in lines)}'
 
 
+#: What stands before the id in the text of every ticket.
+TICKET_BEGIN = '{"id":"'
+
+
 def ticket_text(ticket: Ticket) -> str:
     """The ticket as its owner or the operator is answered: the JSON of `ticket_json`, in a third of the time."""
     status = ticket.status
@@ -266,7 +327,7 @@ def ticket_text(ticket: Ticket) -> str:
         if ticket.reference is not None:
             ended += f',"reference":{to_json(ticket.reference).decode()}'
     return (
-        f'{{"id":"{ticket.id}","sale":"{ticket.sale}","status":"{status.value}",{_lines_text(ticket.lines)},'
+        f'{TICKET_BEGIN}{ticket.id}","sale":"{ticket.sale}","status":"{status.value}",{_lines_text(ticket.lines)},'
         f'"reserved_at":"{instant_text(ticket.reserved_at)}","expires_at":"{instant_text(ticket.expires_at)}",'
         f'"expires_in_ms":{ticket.expires_in_ms}{ended}}}\n'
     )

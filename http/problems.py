@@ -73,14 +73,16 @@ class InvalidBody(HttpError):
     Parameters
     ----------
     errors: for each mistake a JSON pointer into the body and a sentence.
+    count: of mistakes, when there are more than these.
     """
 
     code = "invalid_request"
 
-    def __init__(self, errors: list[dict[str, str]]) -> None:
+    def __init__(self, errors: list[dict[str, str]], count: int = 0) -> None:
         first = errors[0]
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        super().__init__(f"{first['pointer'] or 'The body'}: {first['detail']}{more}")
+        more = max(count, len(errors)) - 1
+        others = f" (and {more} more)" if more else ""
+        super().__init__(f"{first['pointer'] or 'The body'}: {first['detail']}{others}")
         self.errors = errors
 
 
@@ -213,7 +215,7 @@ def said(error: HoldfastError | HttpError, request_id: str, **extra: object) -> 
     request_id: what the log calls this request.
     extra: further members of the problem object.
     """
-    kind = kind_of(type(error))
+    status, members = _members(error)
     details = {**_details(error), **extra}
     headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
     if isinstance(error, HttpError):
@@ -221,17 +223,30 @@ def said(error: HoldfastError | HttpError, request_id: str, **extra: object) -> 
     retry_after_ms = details.get("retry_after_ms")
     if isinstance(retry_after_ms, int):
         headers["Retry-After"] = str(max(1, -(-retry_after_ms // 1000)))
-    body: dict[str, object] = {
+    return status, headers, _text({**members, "request_id": request_id, **details}) + "\n"
+
+
+def said_of_entry(error: HoldfastError | HttpError) -> tuple[int, str]:
+    """The refusal of one entry of a batch as status and problem object; the request's id stands in the header alone."""
+    status, members = _members(error)
+    return status, _text({**members, **_details(error)})
+
+
+def _members(error: HoldfastError | HttpError) -> tuple[int, dict[str, object]]:
+    """The status of a refusal, and what the problem objects of all refusals have."""
+    kind = kind_of(type(error))
+    return kind.status, {
         "type": TYPE_PREFIX + error.code,
         "title": kind.title,
         "status": kind.status,
         "detail": str(error),
         "code": error.code,
-        "request_id": request_id,
-        **details,
     }
+
+
+def _text(body: Mapping[str, object]) -> str:
     # ASCII only: a refusal may quote what was sent, and lone surrogates have no UTF-8.
-    return kind.status, headers, json.dumps(body, separators=(",", ":")) + "\n"
+    return json.dumps(body, separators=(",", ":"))
 
 
 def problem(error: HoldfastError | HttpError, request_id: str, **extra: object) -> web.Response:
@@ -249,7 +264,7 @@ def _details(error: HoldfastError | HttpError) -> dict[str, object]:
     if isinstance(error, HttpError):
         return {}
     if isinstance(error, InvalidRequest):
-        return {"errors": [{"pointer": error.pointer, "detail": error.detail}]}
+        return {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in error.mistakes]}
     if isinstance(error, AlreadyPurchased):
         # Ownership is checked before state: whoever hears this is the owner.
         return {"ticket": ticket_json(error.ticket, private=True)}

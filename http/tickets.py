@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from aiohttp import hdrs, web
 
-from holdfast.engine import InvalidRequest, Line, Status, Ticket
+from holdfast.engine import InvalidRequest, Line, Order, Payment, Status, Ticket
 
 from .bodies import idempotency_key, json_response, read_model, read_query, require_no_body
 from .callers import Caller, asked_by, authenticate, authenticate_reader, require_buyer_name
@@ -21,15 +19,6 @@ def _own_ticket(ticket: Ticket) -> web.Response:
     return json_response(ticket_json(ticket, private=True), headers=_REPLAYED if ticket.replayed else None)
 
 
-class Order(TypedDict):
-    """What `Engine.reserve` is asked beside the sale."""
-
-    buyer: str
-    quantity: int | None
-    lines: list[Line] | None
-    key: str | None
-
-
 def reserve_order(body: ReserveBody, caller: Caller, headers: Headers) -> Order:
     """The order of a body.
 
@@ -39,31 +28,23 @@ def reserve_order(body: ReserveBody, caller: Caller, headers: Headers) -> Order:
     """
     if bool(body.quantity) == bool(body.lines):
         raise InvalidRequest("/quantity", "is required, or 'lines' in its place; one of the two")
-    return {
-        "buyer": caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer),
-        "quantity": body.quantity or None,
-        "lines": [Line(line.sku, line.quantity) for line in body.lines] or None,
-        "key": idempotency_key(headers),
-    }
+    return Order(
+        caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer),
+        body.quantity or None,
+        [Line(line.sku, line.quantity) for line in body.lines] or None,
+        idempotency_key(headers),
+    )
 
 
-class Payment(TypedDict):
-    """What `Engine.confirm` is asked beside the ticket."""
-
-    buyer: str
-    reference: str | None
-    key: str | None
-    declined: bool
-
-
-def confirm_payment(body: PaymentBody, caller: Caller, headers: Headers) -> Payment:
+def confirm_payment(ticket: str, body: PaymentBody, caller: Caller, headers: Headers) -> Payment:
     """The payment of a body; raises as `reserve_order`."""
-    return {
-        "buyer": caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer),
-        "reference": body.reference or None,
-        "key": idempotency_key(headers),
-        "declined": body.outcome == "decline",
-    }
+    return Payment(
+        ticket,
+        caller.buyer(fingerprint=body.fingerprint, buyer=body.buyer),
+        body.reference or None,
+        idempotency_key(headers),
+        body.outcome == "decline",
+    )
 
 
 async def reserve(request: web.Request) -> web.Response:
@@ -72,7 +53,7 @@ async def reserve(request: web.Request) -> web.Response:
     read_query(request)
     body = await read_model(request, ReserveBody)
     order = reserve_order(body, caller, request.headers)
-    ticket = await request.app[ENGINE].reserve(sale_id(request), **order)
+    ticket = await request.app[ENGINE].reserve(sale_id(request), **order._asdict())
     headers: dict[str, str] = {hdrs.LOCATION: f"/tickets/{ticket.id}"}
     if ticket.replayed:
         headers.update(_REPLAYED)
@@ -119,9 +100,8 @@ async def pay(request: web.Request) -> web.Response:
     caller = authenticate(asked_by(request))
     read_query(request)
     body = await read_model(request, PaymentBody, may_be_empty=True)
-    payment = confirm_payment(body, caller, request.headers)
-    ticket = await request.app[ENGINE].confirm(request.match_info["ticket"], **payment)
-    return _own_ticket(ticket)
+    payment = confirm_payment(request.match_info["ticket"], body, caller, request.headers)
+    return _own_ticket(await request.app[ENGINE].confirm(**payment._asdict()))
 
 
 async def cancel(request: web.Request) -> web.Response:

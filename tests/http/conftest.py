@@ -30,7 +30,8 @@ class DirectTestServer(TestServer):
     """aiohttp's test server on the connections that serve in earnest, short way and all."""
 
     async def _make_runner(self, **options: Any) -> Runner:
-        return Runner(self.app, **options)
+        # aiohttp's would cancel every handler whose client is gone; ours does not.
+        return Runner(self.app, **options | {"handler_cancellation": False})
 
 
 @pytest.fixture
