@@ -1,7 +1,8 @@
 # make install   the package and its tools in .venv
 # make run       a server with a demonstration sale: make run PORT=8080 DATA=./holdfast-data
 # make test      every test (ARGS="tests/lua -k expire" for some)
-# make bench     the benchmarks     make chaos   the fault tests
+# make bench     Holdfast beside its peers (ARGS="--quick", ARGS="--rows reserve,pay --rounds 3 --seconds 2")
+# make chaos     the fault tests
 # make lint      ruff, and mypy on the built wheel
 
 PYTHON ?= python3
@@ -9,6 +10,7 @@ VENV := .venv
 TYPES := .venv-types
 # Stamps: a changed pyproject.toml or constraints.txt installs again.
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.installed-bench
 TYPES_INSTALLED := $(TYPES)/.installed
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -35,7 +37,15 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-bench chaos: $(INSTALLED)
+# -P: the root, with our http/ in it, is not put on the path.
+bench: $(BENCH_INSTALLED)
+	@PYTHONPATH=tests $(VENV)/bin/python -P -m bench $(ARGS)
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+chaos: $(INSTALLED)
 	@if [ -d tests/$@ ]; then $(VENV)/bin/python -m pytest tests/$@ $(ARGS); \
 	else echo "make $@ comes with a later version: there is no tests/$@ yet"; fi
 
