@@ -19,7 +19,7 @@ _TICKET = re.compile(r"^([a-z0-9][a-z0-9-]{0,63}(?:~[0-9]{1,4})?)\.([A-Za-z0-9_-
 
 
 #: Random characters drawn at a time: one call of the system for so many ids.
-DRAW_IDS = 128
+DRAW_IDS = 512
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
@@ -91,6 +91,8 @@ class Identity:
         return self._hash(self._check)
 
 
+_WHOLE_ID = re.compile(f".{{{ID_CHARS}}}")
+
 #: Drawn and not yet handed out. A forked process must not hand out the same ones.
 _drawn: list[str] = []
 os.register_at_fork(after_in_child=_drawn.clear)
@@ -101,7 +103,7 @@ def random_id() -> str:
     if not _drawn:
         # Every 4 characters are 3 bytes; 22 characters of them are as random as each character is.
         text = base64.urlsafe_b64encode(secrets.token_bytes(DRAW_IDS * ID_CHARS * 3 // 4)).decode()
-        _drawn.extend([text[at : at + ID_CHARS] for at in range(0, len(text) - ID_CHARS + 1, ID_CHARS)])
+        _drawn.extend(_WHOLE_ID.findall(text))
     return _drawn.pop()
 
 

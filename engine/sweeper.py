@@ -69,7 +69,7 @@ class Sweeper:
             slot = await self._slots.get(name)
         except (NotReady, OutcomeUnknown, UnknownSale):
             return 0
-        return await self._slots.transitions.sweep(slot)
+        return await self._slots.transitions.sweep(slot, gently=True)
 
     async def pause(self) -> None:
         """Waits for the next look: a tick, or a wake-up."""

@@ -25,7 +25,7 @@ local function cancel(id, buyer, operation)
   end
   local lines, expires_at, holder = held(record)
   if lines and holder == buyer and slot.now < expires_at then
-    return OUTCOME.ok .. ' ' .. end_ticket(slot, id, record, lines, buyer, 'c', slot.now, operation, '')
+    return OUTCOME.ok .. ' ' .. end_ticket(slot, id, record, lines, buyer, 'c', whole(slot.now), operation, '')
   end
   local ticket = ticket_of(record)
   if ticket.buyer ~= buyer then

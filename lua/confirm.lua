@@ -29,7 +29,7 @@ local function confirm(id, buyer, operation, payment)
   local approved, reference = string.byte(payment) == APPROVED, string.sub(payment, 2)
   local lines, expires_at, holder = held(record)
   if lines and holder == buyer and slot.now < expires_at and approved then
-    end_ticket(slot, id, record, lines, buyer, 'p', slot.now, operation, reference)
+    end_ticket(slot, id, record, lines, buyer, 'p', whole(slot.now), operation, reference)
     return record
   end
   local ticket = ticket_of(record)

@@ -52,27 +52,24 @@ local function sweep(slot)
     end
     local ids, taken = ids_in(members, SWEEP_MAX - looked)
     load_tickets(slot, ids)
-    local names = {}
+    local due, packed, deadlines, names, n = {}, {}, {}, {}, 0
     for i = 1, #ids do
       local record = slot.tickets[ids[i]]
+      local lines, expires_at, buyer
       if record then
-        local lines, _, buyer = held(record)
-        if lines then
-          names[#names + 1] = buyer
-        end
+        lines, expires_at, buyer = held(record)
+      end
+      if lines then
+        n = n + 1
+        due[n], packed[n], deadlines[n], names[n] = ids[i], lines, expires_at, buyer
       end
     end
     load_buyers(slot, names)
-    for i = 1, #ids do
-      local record = slot.tickets[ids[i]]
-      if record then
-        local lines, expires_at, buyer = held(record)
-        if lines then
-          end_ticket(slot, ids[i], record, lines, buyer, 'x', expires_at, '-', whole(expires_at))
-          expired = expired + 1
-        end
-      end
+    for i = 1, n do
+      local deadline = whole(deadlines[i])
+      end_ticket(slot, due[i], slot.tickets[due[i]], packed[i], names[i], 'x', deadline, '-', deadline)
     end
+    expired = expired + n
     for m = 1, taken do
       slot.dead_deadlines[#slot.dead_deadlines + 1] = members[m]
     end

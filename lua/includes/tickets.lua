@@ -58,6 +58,7 @@ end
 
 -- Leaves `reserved` for good: to p the units are sold, to c and x they go back to the pool and off the buyer's count.
 -- `record` is the ticket's, with `lines` and `buyer` as held() found them; the buyer must be loaded unless it is sold.
+-- `ended_at` is a text.
 -- Writes the ledger line `STATUS ID LINES OPERATION REFERENCE`; `reference` is the deadline for x.
 local function end_ticket(slot, id, record, lines, buyer, status, ended_at, operation, reference)
   local counts, list = slot.counts, lines_of(lines)
@@ -74,7 +75,7 @@ local function end_ticket(slot, id, record, lines, buyer, status, ended_at, oper
     take_from_buyer(slot, buyer, lines, id)
   end
   log_line(slot, status .. ' ' .. id .. ' ' .. lines .. ' ' .. operation .. ' ' .. reference)
-  record = status .. string.sub(record, 2) .. ' ' .. whole(ended_at) .. ' '
+  record = status .. string.sub(record, 2) .. ' ' .. ended_at .. ' '
     .. string.format('%.0f', slot.sequence + slot.transitions) .. ' ' .. operation .. ' '
     .. (status == 'x' and '' or reference)
   write_ticket(slot, id, record)
