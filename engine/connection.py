@@ -184,7 +184,12 @@ class Server:
                 riders, self._riders, self.riding = self._riders, [], 0
                 ahead = sum(rider.replies for rider in riders)
                 packed = b"".join([*(rider.packed for rider in riders), packed])
-                answers = await self._exchange(connection, packed, ahead + replies)
+                try:
+                    answers = await self._exchange(connection, packed, ahead + replies)
+                except (NotSent, NoReply) as error:
+                    for rider in riders:
+                        rider.heard([error])
+                    raise
                 at = 0
                 for rider in riders:
                     rider.heard(answers[at : at + rider.replies])
@@ -200,7 +205,7 @@ class Server:
 
         Parameters
         ----------
-        heard: takes the replies; not called when they never come.
+        heard: takes the replies, or in their place the one `NotSent` or `NoReply` because of which there are none.
         """
         self._riders.append(_Rider(packed, replies, heard))
         self.riding += len(packed)
@@ -254,10 +259,6 @@ class Server:
         idle, self._free = self._free, []
         for each in (connection, *idle):
             await each.disconnect(nowait=True)
-
-    def client(self) -> redis_asyncio.Redis:
-        """A redis-py client over the same connections, for what is not a script."""
-        return redis_asyncio.Redis(connection_pool=self.pool)
 
     async def check_policy(self) -> None:
         """Refuses a server that would throw stock away when memory is short.

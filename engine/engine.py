@@ -449,22 +449,22 @@ class Engine:
 
         Raises
         ------
-        InvalidRequest, SoldOut, Overloaded, NotReady: nothing was done, and the waiter hears nothing.
+        InvalidRequest, Overloaded, NotReady: nothing was done, and the waiter hears nothing.
         """
         slot = self._slots.known(sale)
         if slot is None:
             return False
-        if slot.sold_out and key is None and lines is None and type(quantity) is int and quantity in slot.packed:
-            # Before the buyer is hashed: most of a stampede comes when everything is gone.
-            checks.buyer(buyer)
-            refusal = slot.still_sold_out(slot.packed[quantity])
-            if refusal is not None:
-                waiter.set_exception(refusal)
-                return True
+        checks.buyer(buyer)
         try:
-            slot.reserves.put(self._order(slot, waiter, self._who(buyer), quantity, lines, key))
+            packed = self._packed(slot, quantity, lines)
         except checks.UnknownSku:
             return False
+        # Before the buyer is hashed: most of a stampede comes when everything is gone.
+        refusal = slot.still_sold_out(packed) if key is None else None
+        if refusal is not None:
+            waiter.set_exception(refusal)
+        else:
+            slot.reserves.put(self._reservation(slot, waiter, self._identity.buyer(buyer), packed, key))
         return True
 
     async def reserve_many(self, sale: str, entries: Sequence[Order]) -> list[Ticket | HoldfastError]:
@@ -513,6 +513,15 @@ class Engine:
         ------
         InvalidRequest. SoldOut: Redis said so a moment ago.
         """
+        packed = self._packed(slot, quantity, lines)
+        refusal = slot.still_sold_out(packed) if key is None else None
+        if refusal is not None:
+            raise refusal.with_traceback(None)
+        return self._reservation(slot, waiter, who, packed, key)
+
+    @staticmethod
+    def _packed(slot: Slot, quantity: int | None, lines: Mapping[str, int] | Sequence[Line] | None) -> str:
+        """The lines, packed; raises as `checks.lines`."""
         # True and 1.0 are keys of the same entry as 1, and no quantities.
         plain = lines is None and type(quantity) is int
         packed = slot.packed.get(quantity) if plain else None
@@ -520,10 +529,10 @@ class Engine:
             packed = checks.lines(slot.definition, slot.item_of, quantity, lines)
             if plain:
                 slot.remember_packed(quantity, packed)
+        return packed
+
+    def _reservation(self, slot: Slot, waiter: Waiter, who: str, packed: str, key: str | None) -> Call:
         if key is None:
-            refusal = slot.still_sold_out(packed) if slot.sold_out else None
-            if refusal is not None:
-                raise refusal.with_traceback(None)
             return random_id(), who, RANDOM + packed, waiter
         checks.key(key)
         return self._identity.ticket(slot.definition.id, who, key), who, KEYED + packed, waiter

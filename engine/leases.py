@@ -9,6 +9,7 @@ a batch of reservations does, whatever its size (measured, see `docs/design.md`)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -57,7 +58,7 @@ class Leases:
     @staticmethod
     def _heard(replies: Sequence[object]) -> None:
         for reply in replies:
-            if isinstance(reply, RedisError):
+            if isinstance(reply, (RedisError, NotSent, NoReply)):
                 log.warning("leases were not written: %s", reply)
                 return
 
@@ -67,10 +68,8 @@ class Leases:
             while self._server.riding:
                 await asyncio.sleep(WAIT_S)
                 if self._server.riding:
-                    try:
+                    with contextlib.suppress(NotSent, NoReply):  # heard
                         await self._server.exchange(b"", 0)
-                    except (NotSent, NoReply) as error:
-                        log.warning("leases were not written: %s", error)
         finally:
             self._task = None
 

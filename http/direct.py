@@ -27,10 +27,10 @@ from aiohttp.web_protocol import RequestHandler
 from holdfast.engine import ConfigurationError, Engine, HoldfastError, InvalidRequest, Line, Ticket
 
 from .app import REQUEST_IDS, SERVER_NAME, CrossOrigin
-from .bodies import BODY_BYTES_MAX, IDEMPOTENCY_KEY_HEADER, JSON, idempotency_key, parse_model
+from .bodies import BODY_BYTES_MAX, JSON, idempotency_key, parse_model
 from .callers import FINGERPRINT_HEADER, Asked, authenticate, is_fingerprint
 from .context import ABANDONED, CONFIG, ENGINE, AppConfig, Headers
-from .models import PaymentBody, ReserveBody, ticket_text
+from .models import TICKET_BEGIN, PaymentBody, ReserveBody, ticket_text
 from .problems import HttpError, said, went_wrong
 from .sales import is_sale_id
 from .tickets import confirm_payment, reserve_order
@@ -52,7 +52,6 @@ _REQUEST_ID: Final = "<request id>"
 _CREATED: Final = (
     "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nLocation: /tickets/"
 )
-_TICKET_BEGIN: Final = '{"id":"'
 
 _RESERVE_BEGIN, _RESERVE_END = "/sales/", "/tickets"
 _PAY_BEGIN, _PAY_END = "/tickets/", "/payment"
@@ -158,8 +157,7 @@ class Desk:
             buyer = self._plain_buyer(headers)
             if buyer is not None:
                 quantity, lines = wanted
-                key = idempotency_key(headers) if IDEMPOTENCY_KEY_HEADER in headers else None
-                return self._engine.reserve_for(exchange, sale, buyer, quantity, lines, key)
+                return self._engine.reserve_for(exchange, sale, buyer, quantity, lines, idempotency_key(headers))
         caller = authenticate(exchange.asked(headers, self._config))
         body = parse_model(raw, headers, ReserveBody)
         order = reserve_order(body, caller, headers)
@@ -180,8 +178,7 @@ class Desk:
         if not raw:
             buyer = self._plain_buyer(headers)
             if buyer is not None:
-                key = idempotency_key(headers) if IDEMPOTENCY_KEY_HEADER in headers else None
-                return self._engine.confirm_for(exchange, ticket, buyer, None, key)
+                return self._engine.confirm_for(exchange, ticket, buyer, None, idempotency_key(headers))
         caller = authenticate(exchange.asked(headers, self._config))
         body = parse_model(raw, headers, PaymentBody, may_be_empty=True)
         return self._engine.confirm_for(exchange, *confirm_payment(ticket, body, caller, headers))
@@ -197,10 +194,10 @@ class Desk:
                 self._alike = alike
                 _, _, rest = ticket_text(ticket).partition(ticket.id)
                 self._alike_rest = rest
-            length = len(self._alike_rest) + len(ticket.id) + len(_TICKET_BEGIN)
+            length = len(self._alike_rest) + len(ticket.id) + len(TICKET_BEGIN)
             return (
                 f"{_CREATED}{ticket.id}\r\nX-Request-Id: {request_id}\r\n{self._common()}"
-                f"Content-Length: {length}\r\n\r\n{_TICKET_BEGIN}{ticket.id}{self._alike_rest}"
+                f"Content-Length: {length}\r\n\r\n{TICKET_BEGIN}{ticket.id}{self._alike_rest}"
             ).encode()
         body = ticket_text(ticket)
         location = f"Location: /tickets/{ticket.id}\r\n" if created else ""

@@ -8,12 +8,34 @@ import math
 import resource
 import signal
 import sys
-from typing import Final
+from typing import Any, Final
 
 from aiohttp.http_exceptions import HttpProcessingError
 
+from holdfast.engine import Engine
+
+from .settings import ServeSettings
+
 #: Seconds in which a repeated signal counts as the first one. After that, the next but one ends the process at once.
 REPEATED_SECONDS: Final = 1.0
+
+
+def engine_of(settings: ServeSettings, **more: Any) -> Engine:
+    """The engine of a process of the server, not yet started.
+
+    Parameters
+    ----------
+    more: what this process does otherwise than `Engine.connect` by itself.
+    """
+    options = {
+        "store": settings.store,
+        "data_dir": settings.data_dir,
+        "secret": settings.secret,
+        "redis_server": settings.redis_server,
+        "snapshot_ms": settings.snapshot_ms,
+        "retention_ms": settings.retention_ms,
+    }
+    return Engine.connect(settings.redis, **(options | more))
 
 
 def allow_many_connections() -> None:

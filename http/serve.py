@@ -6,10 +6,8 @@ import asyncio
 
 import uvloop
 
-from holdfast.engine import Engine
-
 from .app import create_app
-from .process import allow_many_connections, set_up_logging, stop_signal
+from .process import allow_many_connections, engine_of, set_up_logging, stop_signal
 from .server import HttpServer
 from .settings import ServeSettings
 from .sockets import admit_no_more, listening, patience
@@ -40,16 +38,7 @@ async def serve(settings: ServeSettings) -> None:
     ConfigurationError: it cannot start like this; nothing is left running.
     """
     stop = stop_signal()
-    engine = Engine.connect(
-        settings.redis,
-        store=settings.store,
-        data_dir=settings.data_dir,
-        secret=settings.secret,
-        redis_server=settings.redis_server,
-        snapshot_ms=settings.snapshot_ms,
-        retention_ms=settings.retention_ms,
-        recover=settings.recover,
-    )
+    engine = engine_of(settings, recover=settings.recover)
     # Checked with any token before anything is started, so that a slip costs nothing.
     settings.app_config("0" * 32)
     async with engine:

@@ -20,7 +20,7 @@ from typing import Final, Self
 from holdfast.engine import ConfigurationError, Engine
 from holdfast.engine.leadership import Leadership
 
-from .process import stop_signal
+from .process import engine_of, stop_signal
 from .settings import ServeSettings
 from .sockets import admit_no_more, listening, patience
 from .welcome import established_token, welcome
@@ -54,18 +54,7 @@ async def supervise(settings: ServeSettings) -> None:
     if sys.platform != "linux":
         raise ConfigurationError("--workers can only be 1 here: more of them need Linux.")
     stop = stop_signal()
-    engine = Engine.connect(
-        settings.redis,
-        store=settings.store,
-        data_dir=settings.data_dir,
-        secret=settings.secret,
-        redis_server=settings.redis_server,
-        sweep=False,
-        listen=False,
-        snapshot_ms=None,
-        retention_ms=settings.retention_ms,
-        recover=settings.recover,
-    )
+    engine = engine_of(settings, sweep=False, listen=False, snapshot_ms=None, recover=settings.recover)
     # Checked with any token before anything is started, so that a slip costs nothing.
     settings.app_config("0" * 32)
     async with engine:

@@ -22,11 +22,11 @@ from typing import Any, Final, Self
 
 import uvloop
 
-from holdfast.engine import Engine, HoldfastError
+from holdfast.engine import HoldfastError
 from holdfast.engine.leadership import Leadership
 
 from .app import create_app
-from .process import set_up_logging, stop_signal
+from .process import engine_of, set_up_logging, stop_signal
 from .server import IDLE_SECONDS, SHUTDOWN_SECONDS, HttpServer
 from .settings import ServeSettings
 
@@ -95,15 +95,7 @@ async def work(orders: Orders) -> int:
     stop = stop_signal()
     threading.Thread(target=_watch, args=(asyncio.get_running_loop(), stop), daemon=True).start()
     settings = orders.settings
-    engine = Engine.connect(
-        settings.redis,
-        store=settings.store,
-        data_dir=settings.data_dir,
-        secret=settings.secret,
-        snapshot_ms=settings.snapshot_ms,
-        retention_ms=settings.retention_ms,
-        leadership=Leadership(orders.leadership),
-    )
+    engine = engine_of(settings, leadership=Leadership(orders.leadership))
     try:
         async with engine:
             server = HttpServer(create_app(engine, settings.app_config("")))

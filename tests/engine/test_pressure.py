@@ -326,3 +326,21 @@ async def test_an_address_with_a_mistake_is_not_quoted(tmp_path: Path) -> None:
             pass
     assert "pa" not in str(refused.value).replace("password", "")
     assert "s3cret" not in str(refused.value)
+
+
+async def test_leases_that_are_lost_with_the_call_they_ride_along_with_are_told(
+    redis_server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connect(redis_server, tmp_path, sweep=False, listen=False, snapshot_ms=None) as engine:
+        await engine._server.call("PING")
+
+        async def lost(*args: Any) -> Any:
+            raise NoReply("the connection to Redis was lost")
+
+        real = engine._server._exchange
+        engine._server._exchange = lost  # type: ignore[method-assign]
+        engine._leases.set("hf:{gig}:lease:gig.", ["a" * 22], 1)
+        with pytest.raises(NoReply):
+            await engine._server.call("PING")
+        assert "leases were not written: the connection to Redis was lost" in caplog.text
+        engine._server._exchange = real  # type: ignore[method-assign]

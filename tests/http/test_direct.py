@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from holdfast.engine import Engine, NotReady, OutcomeUnknown, Overloaded
+from holdfast.engine import Engine, NotReady, OutcomeUnknown, Overloaded, SoldOut
 from holdfast.http import direct
 from holdfast.http.app import create_app
 from holdfast.http.context import AppConfig
@@ -441,3 +441,31 @@ async def test_sold_out_for_good_is_refused_without_asking_redis_until_it_is_res
     assert asked == before + 1
     await engine.amend_sale("gig", {"capacity": 2})
     assert (await client.post(RESERVE, json={"quantity": 1}, headers=buyer("dan"))).status == 201
+
+
+async def test_of_those_who_come_late_to_a_sold_out_sale_one_asks(
+    engine: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.open.set()
+    await engine.create_sale("gig", name="Gig", capacity=0)
+    slot = await engine._slots.get("gig")
+    clock = 100.0
+    monkeypatch.setattr(slot, "_time", lambda: clock)
+
+    async def refused(callers: int) -> int:
+        """How many calls went to Redis for so many callers."""
+        before = sum(gate.sizes)
+        waiters = [asyncio.get_running_loop().create_future() for _ in range(callers)]
+        for waiter in waiters:
+            assert engine.reserve_for(waiter, "gig", "somebody", 1)
+        assert {type(error) for error in await asyncio.gather(*waiters, return_exceptions=True)} == {SoldOut}
+        return sum(gate.sizes) - before
+
+    assert await refused(1) == 1
+    _, refusal = slot.sold_out["1:1"]
+    slot.sold_out["1:1"] = clock - 0.01, refusal
+    assert await refused(10) == 0
+    slot.sold_out["1:1"] = clock - 0.06, refusal
+    assert await refused(10) == 1
+    slot.sold_out["1:1"] = clock - 0.09, refusal
+    assert await refused(10) == 10

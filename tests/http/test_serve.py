@@ -20,7 +20,7 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession
 
 from holdfast.engine import Engine, Ticket
-from holdfast.http import serve
+from holdfast.http import process, serve
 from holdfast.http.settings import ServeSettings
 
 #: Seconds in which a process must have said what is awaited.
@@ -264,7 +264,7 @@ async def test_running_requests_are_finished(
     monkeypatch.setattr(engine, "ticket", slow)
     monkeypatch.setattr(engine, "start", nothing)
     monkeypatch.setattr(engine, "close", nothing)
-    monkeypatch.setattr(serve.Engine, "connect", lambda *_, **__: engine)
+    monkeypatch.setattr(process.Engine, "connect", lambda *_, **__: engine)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
