@@ -429,12 +429,13 @@ async def test_sold_out_for_good_is_refused_without_asking_redis_until_it_is_res
         return await real(*args)
 
     monkeypatch.setattr(engine._scripts, "reserve", counted)
-    loop = asyncio.get_running_loop()
-    began = loop.time()
+    # By a clock that stands still: however slow the machine is, the first asks for all.
+    now = asyncio.get_running_loop().time()
+    monkeypatch.setattr(await engine._slots.get("gig"), "_time", lambda: now)
     for n in range(200):
         response = await client.post(RESERVE, json={"quantity": 1}, headers=buyer(f"bob-{n}"))
         assert (await response.json())["code"] == "sold_out"
-    assert asked <= 2 + (loop.time() - began) / 0.08
+    assert asked == 1
     # A repeat with a key may have its ticket already: it is always asked for.
     before = asked
     await client.post(RESERVE, json={"quantity": 1}, headers=buyer("cyd", **{"Idempotency-Key": "k"}))
