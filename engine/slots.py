@@ -60,6 +60,7 @@ class Slot:
     ----------
     floor: the store's cursor; a server that is below it has lost something, and every script refuses there.
     generation: of the server that was checked against the floor last.
+    time: the clock by which what is remembered grows old, in seconds.
     """
 
     def __init__(self, name: str, definition: Definition, floor: Cursor, generation: int, slots: Slots) -> None:
@@ -71,7 +72,7 @@ class Slot:
         self.generation = generation
         self.definition = definition
         self._slots = slots
-        self._time = asyncio.get_running_loop().time
+        self.time = asyncio.get_running_loop().time
         transitions = slots.transitions
         self.reserves = Batcher(lambda batch: transitions.reserve(self, batch))
         self.confirms = Batcher(lambda batch: transitions.confirm(self, batch))
@@ -107,7 +108,7 @@ class Slot:
 
         Parameters
         ----------
-        asked_at: when Redis was asked, on the clock of the event loop.
+        asked_at: when Redis was asked, by `time`.
         """
         if len(self.sold_out) >= LINES_KNOWN_MAX:
             self.sold_out.clear()
@@ -123,7 +124,7 @@ class Slot:
         if known is None:
             return None
         asked_at, refusal = known
-        age = self._time() - asked_at
+        age = self.time() - asked_at
         if age < SOLD_OUT_ASK_S:
             return refusal
         if age < SOLD_OUT_S and packed in self._asking:

@@ -82,7 +82,7 @@ class Transitions:
             flagged = [AGAIN + order[1:] if order[0] == RANDOM else order for order in orders] if again else orders
             return self._scripts.reserve(slot.keys, floor, ids, buyers, flagged)
 
-        asked_at = asyncio.get_running_loop().time()
+        asked_at = slot.time()
         now, expires_at, answers = await slot.run(send)
         prefix, sale, known_lines = slot.ticket_prefix, slot.definition.id, slot.lines
         reserved, new = Status.RESERVED, tuple.__new__

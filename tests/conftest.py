@@ -9,12 +9,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from holdfast.engine import Engine
+from holdfast.engine.connection import NoReply, Server
 from holdfast.engine.embedded import candidates
 
 
@@ -156,3 +159,26 @@ async def engine(servers: Callable[[str], RedisProcess], any_binary: str, tmp_pa
     url = servers(kind).empty()
     async with Engine.connect(url, store=f"sqlite:///{tmp_path / 'store.db'}") as engine:
         yield engine
+
+
+@pytest.fixture
+def losing_replies() -> Callable[[], AbstractContextManager[list[int]]]:
+    """While it lasts every second script call is carried out and its reply lost; a list, one longer with each call."""
+
+    @contextmanager
+    def losing() -> Iterator[list[int]]:
+        real, calls = Server.call, []
+
+        async def call(self: Server, *command: Any) -> Any:
+            reply = await real(self, *command)
+            if command[0] == "EVALSHA":
+                calls.append(len(calls))
+                if len(calls) % 2:
+                    raise NoReply("the connection to Redis was lost")
+            return reply
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Server, "call", call)
+            yield calls
+
+    return losing
