@@ -795,15 +795,11 @@ class Engine:
     async def _unready(self) -> dict[str, str]:
         reasons: dict[str, str] = {}
         await self._server.meet()
-        async for sales in self._registry():
-            reasons |= await self._redis(self._recovery.unready(sales))
-        return reasons
-
-    async def _registry(self) -> AsyncIterator[list[StoredSale]]:
         after = ""
         while sales := await self._stored(self._store.sales(after, SALES_STEP)):
-            yield sales
+            reasons |= await self._redis(self._recovery.unready(sales))
             after = sales[-1].id
+        return reasons
 
     async def snapshot(self) -> int:
         """Copies what is new in every ledger into the store and folds it into its tables now; how many transitions

@@ -12,7 +12,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from holdfast.engine import Engine, NotReady, OutcomeUnknown, Overloaded, SoldOut
-from holdfast.http import direct
+from holdfast.http import desk, direct
 from holdfast.http.app import create_app
 from holdfast.http.context import AppConfig
 from holdfast.http.server import SERVER_OPTIONS
@@ -26,13 +26,13 @@ Client = TestClient[Any, Any]
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each complete request was taken by the short way."""
     answers: list[bool] = []
-    take = direct.Desk.take
+    take = desk.Desk.take
 
-    def noted(self: direct.Desk, *args: Any) -> bool:
+    def noted(self: desk.Desk, *args: Any) -> bool:
         answers.append(take(self, *args))
         return answers[-1]
 
-    monkeypatch.setattr(direct.Desk, "take", noted)
+    monkeypatch.setattr(desk.Desk, "take", noted)
     return answers
 
 

@@ -31,7 +31,8 @@ from aiohttp import web
 from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDict
 
-from holdfast.http.direct import Connection, Desk, DirectServer
+from holdfast.http.desk import Desk
+from holdfast.http.direct import Connection, DirectServer
 from holdfast.http.server import BACKLOG, SERVER_OPTIONS
 
 #: Headers that aiohttp writes by itself.

@@ -1,0 +1,251 @@
+"""The desk of the short way: what aiohttp's parser has read becomes a call of the engine, and its outcome an answer.
+
+Only the two calls of a stampede, reserving and paying, with nothing odd about them. Whatever is odd (a path with
+escapes, a mistake of any kind) is left to the ordinary way through `app.py`, which starts anew from the same parsed
+message: so every mistake is described in one place, and what is here only has to know when it need not know. The
+answers are the same to the byte but for the order of headers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from email.utils import formatdate
+from http import HTTPStatus
+from json import dumps
+from time import time
+from typing import Any, Final, Protocol
+
+from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
+
+from holdfast.engine import ConfigurationError, Engine, HoldfastError, InvalidRequest, Line, Ticket
+
+from .app import REQUEST_IDS, SERVER_NAME, CrossOrigin
+from .bodies import JSON, idempotency_key, parse_model
+from .callers import FINGERPRINT_HEADER, Asked, authenticate, is_fingerprint
+from .context import CONFIG, ENGINE, AppConfig, Headers
+from .models import TICKET_BEGIN, PaymentBody, ReserveBody, ticket_text
+from .problems import HttpError, said, went_wrong
+from .sales import is_sale_id
+from .tickets import confirm_payment, reserve_order
+
+log = logging.getLogger("holdfast.http")
+
+#: Bodies and paths that are remembered in the form in which they are used: in a stampede nearly all are the same few.
+REMEMBERED_MAX: Final = 1_000
+
+#: Bytes of a body that is remembered: an order without a name in it is shorter.
+REMEMBERED_BYTES_MAX: Final = 200
+
+#: Stands for the request's id in a text that is said again with others.
+_REQUEST_ID: Final = "<request id>"
+
+_CREATED: Final = (
+    "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nLocation: /tickets/"
+)
+
+_RESERVE_BEGIN, _RESERVE_END = "/sales/", "/tickets"
+_PAY_BEGIN, _PAY_END = "/tickets/", "/payment"
+
+
+class Asker(Protocol):
+    """The connection that a request came by.
+
+    Attributes
+    ----------
+    remote: the address of its other end.
+    exchange: its request that is being answered; None when none is.
+    """
+
+    exchange: Exchange | None
+
+    @property
+    def remote(self) -> str | None: ...
+
+    def answer(self, said: bytes, /) -> None:
+        """Writes the answer, and goes on with what came meanwhile."""
+
+
+class Exchange:
+    """One request that waits for the engine, and hears its answer."""
+
+    __slots__ = ("_connection", "_created", "_desk", "_request_id", "answered")
+
+    def __init__(self, desk: Desk, connection: Asker, request_id: str, created: bool) -> None:
+        self._desk = desk
+        self._connection = connection
+        self._request_id = request_id
+        self._created = created
+        self.answered = False
+
+    def asked(self, headers: Headers, config: AppConfig) -> Asked:
+        """What of the request tells who calls."""
+        return Asked(headers, config, self._connection.remote)
+
+    def done(self) -> bool:
+        """Nobody waits any more: it was answered, or the client is gone."""
+        return self.answered
+
+    def set_result(self, ticket: Ticket, /) -> None:
+        """Answers with the ticket."""
+        self.answered = True
+        self._connection.answer(self._desk.said_ticket(ticket, self._request_id, self._created))
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Answers with the refusal."""
+        self.answered = True
+        self._connection.answer(self._desk.said_refusal(error, self._request_id))
+
+
+class Desk:
+    """What all connections of a server share.
+
+    Parameters
+    ----------
+    app: its engine and its settings are used.
+    """
+
+    def __init__(self, app: web.Application) -> None:
+        self._engine: Engine = app[ENGINE]
+        self._config = app[CONFIG]
+        self._request_ids = app[REQUEST_IDS]
+        self._cors = CrossOrigin(self._config.allow_origins) if self._config.allow_origins else None
+        self._sales: dict[str, str] = {}
+        self._orders: dict[bytes, tuple[int | None, Mapping[str, int] | Sequence[Line] | None]] = {}
+        #: The last one and its text: status and headers, and the body before and after the request's id.
+        self._last_refusal: tuple[BaseException | None, str, str, str] = (None, "", "", "")
+        #: What the last new ticket shares with others of its batch, and its JSON after the id.
+        self._alike: object = None
+        self._alike_rest = ""
+        self._second, self._date = 0, ""
+        #: The server ends: every answer closes its connection, which is the ordinary way's business.
+        self.draining = False
+
+    def take(self, connection: Asker, message: Any, body: bytes) -> bool:
+        """Begins to answer a request; False leaves it to the ordinary way, and nothing was done."""
+        headers: Headers = message.headers
+        if (
+            message.method != hdrs.METH_POST
+            or message.should_close
+            or message.version is not HttpVersion11
+            or hdrs.EXPECT in headers
+            or hdrs.CONTENT_ENCODING in headers
+            or (self._cors is not None and hdrs.ORIGIN in headers)
+        ):
+            return False
+        path = message.path
+        sale = self._sales.get(path) or self._sale(path)
+        if not sale and not (path.startswith(_PAY_BEGIN) and path.endswith(_PAY_END)):
+            return False
+        exchange = Exchange(self, connection, self._request_ids.of(headers), sale is not None)
+        try:
+            if sale:
+                taken = self._reserve(exchange, sale, headers, body)
+            else:
+                taken = self._pay(exchange, path[len(_PAY_BEGIN) : -len(_PAY_END)], headers, body)
+        except (HttpError, InvalidRequest):
+            return False
+        except HoldfastError as error:
+            exchange.set_exception(error)
+            return True
+        if taken and not exchange.answered:
+            connection.exchange = exchange
+        return taken
+
+    def _sale(self, path: str) -> str | None:
+        sale = path[len(_RESERVE_BEGIN) : -len(_RESERVE_END)]
+        if not path.startswith(_RESERVE_BEGIN) or not path.endswith(_RESERVE_END) or not is_sale_id(sale):
+            return None
+        if len(self._sales) >= REMEMBERED_MAX:
+            self._sales.clear()
+        self._sales[path] = sale
+        return sale
+
+    def _reserve(self, exchange: Exchange, sale: str, headers: Headers, raw: bytes) -> bool:
+        wanted = self._orders.get(raw)
+        if wanted is not None and headers.get(hdrs.CONTENT_TYPE) in JSON:
+            buyer = self._plain_buyer(headers)
+            if buyer is not None:
+                quantity, lines = wanted
+                return self._engine.reserve_for(exchange, sale, buyer, quantity, lines, idempotency_key(headers))
+        caller = authenticate(exchange.asked(headers, self._config))
+        body = parse_model(raw, headers, ReserveBody)
+        order = reserve_order(body, caller, headers)
+        if len(raw) <= REMEMBERED_BYTES_MAX and not body.buyer and not body.fingerprint:
+            if len(self._orders) >= REMEMBERED_MAX:
+                self._orders.clear()
+            self._orders[raw] = order.quantity, order.lines
+        return self._engine.reserve_for(exchange, sale, *order)
+
+    def _plain_buyer(self, headers: Headers) -> str | None:
+        """The buyer when nothing but one fingerprint names them."""
+        if hdrs.AUTHORIZATION in headers or self._config.buyer_token_key is not None:
+            return None
+        names = headers.getall(FINGERPRINT_HEADER, ())
+        return names[0] if len(names) == 1 and is_fingerprint(names[0]) else None
+
+    def _pay(self, exchange: Exchange, ticket: str, headers: Headers, raw: bytes) -> bool:
+        if not raw:
+            buyer = self._plain_buyer(headers)
+            if buyer is not None:
+                return self._engine.confirm_for(exchange, ticket, buyer, None, idempotency_key(headers))
+        caller = authenticate(exchange.asked(headers, self._config))
+        body = parse_model(raw, headers, PaymentBody, may_be_empty=True)
+        return self._engine.confirm_for(exchange, *confirm_payment(ticket, body, caller, headers))
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    def said_ticket(self, ticket: Ticket, request_id: str, created: bool) -> bytes:
+        """The answer with a ticket: 201 for a new one, else 200."""
+        # The tickets of a batch differ in nothing but their ids.
+        if created and not ticket.replayed:
+            alike = ticket.sale, ticket.lines, ticket.reserved_at, ticket.as_of, ticket.expires_at, ticket.status
+            if alike != self._alike:
+                self._alike = alike
+                _, _, rest = ticket_text(ticket).partition(ticket.id)
+                self._alike_rest = rest
+            length = len(self._alike_rest) + len(ticket.id) + len(TICKET_BEGIN)
+            return (
+                f"{_CREATED}{ticket.id}\r\nX-Request-Id: {request_id}\r\n{self._common()}"
+                f"Content-Length: {length}\r\n\r\n{TICKET_BEGIN}{ticket.id}{self._alike_rest}"
+            ).encode()
+        body = ticket_text(ticket)
+        location = f"Location: /tickets/{ticket.id}\r\n" if created else ""
+        replayed = "Idempotent-Replayed: true\r\n" if ticket.replayed else ""
+        # Only a reference can have more than ASCII in it.
+        length = len(body) if ticket.reference is None else len(body.encode())
+        return (
+            f"HTTP/1.1 {'201 Created' if created else '200 OK'}\r\n"
+            f"Content-Type: application/json\r\nCache-Control: no-store\r\n{location}{replayed}"
+            f"X-Request-Id: {request_id}\r\n{self._common()}Content-Length: {length}\r\n\r\n{body}"
+        ).encode()
+
+    def said_refusal(self, error: BaseException, request_id: str) -> bytes:
+        """The answer with a problem."""
+        last, head, before, after = self._last_refusal
+        if error is not last:
+            if not isinstance(error, HoldfastError) or isinstance(error, ConfigurationError):
+                log.error("request %s failed", request_id, exc_info=error)
+                error = went_wrong()
+            status, headers, text = said(error, _REQUEST_ID)
+            before, _, after = text.partition(_REQUEST_ID)
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}"
+            # The refusal of a sale that is sold out for good is one object, said to thousands.
+            self._last_refusal = error, head, before, after
+        # It may come from outside, and in the body it stands in a JSON string.
+        quoted = dumps(request_id)[1:-1] if '"' in request_id or "\\" in request_id else request_id
+        length = len(before) + len(quoted) + len(after)
+        return (
+            f"{head}X-Request-Id: {request_id}\r\n{self._common()}Content-Length: {length}\r\n\r\n"
+            f"{before}{quoted}{after}"
+        ).encode()
+
+    def _common(self) -> str:
+        second = int(time())
+        if second != self._second:
+            self._second = second
+            vary = "Vary: Origin\r\n" if self._cors is not None and not self._cors.any_origin else ""
+            self._date = f"Server: {SERVER_NAME}\r\n{vary}Date: {formatdate(second, usegmt=True)}\r\n"
+        return self._date
