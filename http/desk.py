@@ -14,7 +14,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from json import dumps
 from time import time
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
@@ -45,8 +45,46 @@ _CREATED: Final = (
     "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nLocation: /tickets/"
 )
 
+_ID_HEADER: Final = "\r\nX-Request-Id: "
+
+#: Where a ticket's times begin: what stands before them tells tickets of a batch apart, or is looked at by itself.
+_TIMES: Final = Ticket._fields.index("reserved_at")
+
 _RESERVE_BEGIN, _RESERVE_END = "/sales/", "/tickets"
 _PAY_BEGIN, _PAY_END = "/tickets/", "/payment"
+
+
+class _Made(NamedTuple):
+    """What the answer with a new ticket shares with those of others of its batch.
+
+    Parameters
+    ----------
+    sale, lines, times: by which these are known. between: what stands between the two ids. rest: after the ticket's.
+    """
+
+    sale: str
+    lines: tuple[Line, ...]
+    times: object
+    between: str
+    rest: str
+
+
+class _Refused(NamedTuple):
+    """What a refusal shares with those that say the same.
+
+    Parameters
+    ----------
+    error, second, quoted: by which these are known: the refusal itself, the Unix second of its date, and the characters
+        of the request's id in the body.
+    head: before the request's id. between: what stands between it and itself in the body. rest: after that.
+    """
+
+    error: BaseException | None
+    second: int
+    quoted: int
+    head: str
+    between: str
+    rest: str
 
 
 class Asker(Protocol):
@@ -113,11 +151,8 @@ class Desk:
         self._cors = CrossOrigin(self._config.allow_origins) if self._config.allow_origins else None
         self._sales: dict[str, str] = {}
         self._orders: dict[bytes, tuple[int | None, Mapping[str, int] | Sequence[Line] | None]] = {}
-        #: The last one and its text: status and headers, and the body before and after the request's id.
-        self._last_refusal: tuple[BaseException | None, str, str, str] = (None, "", "", "")
-        #: What the last new ticket shares with others of its batch, and its JSON after the id.
-        self._alike: object = None
-        self._alike_rest = ""
+        self._last_made = _Made("", (), (), "", "")
+        self._last_refused = _Refused(None, 0, 0, "", "", "")
         self._second, self._date = 0, ""
         #: The server ends: every answer closes its connection, which is the ordinary way's business.
         self.draining = False
@@ -198,18 +233,13 @@ class Desk:
 
     def said_ticket(self, ticket: Ticket, request_id: str, created: bool) -> bytes:
         """The answer with a ticket: 201 for a new one, else 200."""
-        # The tickets of a batch differ in nothing but their ids.
+        # The tickets of a batch differ in nothing but their ids, and what they have in common are the same objects.
         if created and not ticket.replayed:
-            alike = ticket.sale, ticket.lines, ticket.reserved_at, ticket.as_of, ticket.expires_at, ticket.status
-            if alike != self._alike:
-                self._alike = alike
-                _, _, rest = ticket_text(ticket).partition(ticket.id)
-                self._alike_rest = rest
-            length = len(self._alike_rest) + len(ticket.id) + len(TICKET_BEGIN)
-            return (
-                f"{_CREATED}{ticket.id}\r\nX-Request-Id: {request_id}\r\n{self._common()}"
-                f"Content-Length: {length}\r\n\r\n{TICKET_BEGIN}{ticket.id}{self._alike_rest}"
-            ).encode()
+            times = ticket[_TIMES:]
+            last = self._last_made
+            if ticket.sale is not last.sale or ticket.lines is not last.lines or times != last.times:
+                last = self._last_made = self._made(ticket, times)
+            return f"{_CREATED}{ticket.id}{_ID_HEADER}{request_id}{last.between}{ticket.id}{last.rest}".encode()
         body = ticket_text(ticket)
         location = f"Location: /tickets/{ticket.id}\r\n" if created else ""
         replayed = "Idempotent-Replayed: true\r\n" if ticket.replayed else ""
@@ -223,24 +253,39 @@ class Desk:
 
     def said_refusal(self, error: BaseException, request_id: str) -> bytes:
         """The answer with a problem."""
-        last, head, before, after = self._last_refusal
-        if error is not last:
-            if not isinstance(error, HoldfastError) or isinstance(error, ConfigurationError):
-                log.error("request %s failed", request_id, exc_info=error)
-                error = went_wrong()
-            status, headers, text = said(error, _REQUEST_ID)
-            before, _, after = text.partition(_REQUEST_ID)
-            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}"
-            # The refusal of a sale that is sold out for good is one object, said to thousands.
-            self._last_refusal = error, head, before, after
-        # It may come from outside, and in the body it stands in a JSON string.
+        # The id may come from outside, and in the body it stands in a JSON string.
         quoted = dumps(request_id)[1:-1] if '"' in request_id or "\\" in request_id else request_id
-        length = len(before) + len(quoted) + len(after)
-        return (
-            f"{head}X-Request-Id: {request_id}\r\n{self._common()}Content-Length: {length}\r\n\r\n"
-            f"{before}{quoted}{after}"
-        ).encode()
+        last = self._last_refused
+        # The refusal of a sale that is sold out for good is one object, said to thousands.
+        if error is not last.error or len(quoted) != last.quoted or int(time()) != last.second:
+            last = self._last_refused = self._refused(error, request_id, len(quoted))
+        return f"{last.head}{request_id}{last.between}{quoted}{last.rest}".encode()
+
+    def _made(self, ticket: Ticket, times: object) -> _Made:
+        _, _, rest = ticket_text(ticket).partition(ticket.id)
+        length = len(TICKET_BEGIN) + len(ticket.id) + len(rest)
+        between = f"\r\n{self._common()}Content-Length: {length}\r\n\r\n{TICKET_BEGIN}"
+        return _Made(ticket.sale, ticket.lines, times, between, rest)
+
+    def _refused(self, error: BaseException, request_id: str, quoted: int) -> _Refused:
+        if isinstance(error, HoldfastError) and not isinstance(error, ConfigurationError):
+            known, told = error, said(error, _REQUEST_ID)
+        else:
+            # Known to none that come after it: what is logged is logged each time.
+            known, told = None, said(went_wrong(), _REQUEST_ID)
+            log.error("request %s failed", request_id, exc_info=error)
+        status, headers, text = told
+        before, _, rest = text.partition(_REQUEST_ID)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        common = self._common()
+        return _Refused(
+            known,
+            self._second,
+            quoted,
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}X-Request-Id: ",
+            f"\r\n{common}Content-Length: {len(before) + quoted + len(rest)}\r\n\r\n{before}",
+            rest,
+        )
 
     def _common(self) -> str:
         second = int(time())

@@ -123,7 +123,7 @@ def test_every_row_of_the_table_is_there(bench: Any) -> None:
 
 def test_every_run_has_a_stack_that_can_do_it(bench: Any, empty: Any) -> None:
     scenarios = {
-        "HttpStack": {"reserve", "pay", "sold_out", "batch"},
+        "HttpStack": {"reserve", "reserve_few", "pay", "sold_out", "batch"},
         "FlashScript": {"1", "16"},
     }
     (empty.scratch / "answers.json").write_text("{}")

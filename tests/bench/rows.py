@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import special
+from . import load, special
 from .measure import Sample, Spread
 from .plan import Bench, Run
 
@@ -143,6 +143,7 @@ HOLDFAST, BARE = "holdfast", "bare"
 
 RESERVE = Run(HOLDFAST, "reserve")
 BARE_RESERVE = Run(BARE, "reserve")
+FEW, BARE_FEW = Run(HOLDFAST, "reserve_few"), Run(BARE, "reserve_few")
 SERVER_RESERVE, APPLICATION_RESERVE = Run("bare, web.Server", "reserve"), Run("bare, web.Application", "reserve")
 PAY, BARE_PAY = Run(HOLDFAST, "pay"), Run(BARE, "pay")
 GONE, BARE_GONE = Run(HOLDFAST, "sold_out"), Run(BARE, "sold_out")
@@ -189,6 +190,14 @@ def _busy(bench: Bench, *runs: Run) -> str:
 def reserve(bench: Bench) -> list[Figure]:
     title = "HTTP reserve, one worker, saturated"
     figures = _against_bare(title, RESERVE, BARE_RESERVE, 0.85)(bench)
+    if FEW in bench.samples and BARE_FEW in bench.samples:
+        ratio = bench.ratio(FEW, BARE_FEW, rate)
+        few = f"the same, {load.FEW_CONNECTIONS} connections"
+        figures.append(
+            Figure(
+                few, figures[0].against, bench.rates(FEW), bench.rates(BARE_FEW), "/s", ratio, note=_busy(bench, FEW)
+            )
+        )
     for peer in (SERVER_RESERVE, APPLICATION_RESERVE):
         if peer in bench.samples:
             ratio = bench.ratio(RESERVE, peer, rate)
@@ -515,7 +524,7 @@ ROWS: tuple[Row, ...] = (
         "HTTP reserve, one worker, saturated",
         reserve,
         (RESERVE, BARE_RESERVE),
-        optional=(SERVER_RESERVE, APPLICATION_RESERVE),
+        optional=(FEW, BARE_FEW, SERVER_RESERVE, APPLICATION_RESERVE),
     ),
     Row(
         "pay",

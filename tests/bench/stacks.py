@@ -331,14 +331,11 @@ class HttpStack(Stack):
 
     def _wrk(self, scenario: str, sale: str, seconds: int, verify: str) -> load.WrkResult:
         prefix = self._prefix()
-        if scenario == "batch":
-            more = (OPERATOR_TOKEN, str(BATCH_ENTRIES))
-            return load.wrk(
-                self.cores, "batch.lua", self.url, seconds, sale, prefix, verify, *more,
-                connections=load.BATCH_CONNECTIONS,
-            )  # fmt: skip
-        script = "pay.lua" if scenario == "pay" else "reserve.lua"
-        return load.wrk(self.cores, script, self.url, seconds, sale, prefix, verify)
+        script = {"batch": "batch.lua", "pay": "pay.lua"}.get(scenario, "reserve.lua")
+        more = (OPERATOR_TOKEN, str(BATCH_ENTRIES)) if scenario == "batch" else ()
+        return load.wrk(
+            self.cores, script, self.url, seconds, sale, prefix, verify, *more, connections=_connections(scenario)
+        )
 
     def _check_statuses(self, scenario: str, result: load.WrkResult) -> None:
         expected = {"pay": {"200", "201"}, "sold_out": {"409"}, "batch": {"200", "201", "207"}}.get(scenario, {"201"})
@@ -355,18 +352,16 @@ class HttpStack(Stack):
         if scenario == "pay":
             at_least = (result.statuses.get("201", 0), result.statuses.get("200", 0))
             wrong = not all(
-                least <= value <= least + load.CONNECTIONS
+                least <= value <= least + _connections(scenario)
                 for least, value in zip(at_least, (made, gone[1]), strict=True)
             )
         elif scenario == "sold_out":
             at_least = (0, 0)
             wrong = made != 0
         else:
-            entries, connections = (
-                (BATCH_ENTRIES, load.BATCH_CONNECTIONS) if scenario == "batch" else (1, load.CONNECTIONS)
-            )
+            entries = BATCH_ENTRIES if scenario == "batch" else 1
             at_least = (result.requests * entries, 0)
-            wrong = not at_least[0] <= made <= at_least[0] + connections * entries
+            wrong = not at_least[0] <= made <= at_least[0] + _connections(scenario) * entries
         if wrong:
             raise Wrong(f"{self.name}, {scenario}: the sale counts {gone} more, and the answers were {at_least}")
 
@@ -388,6 +383,10 @@ class HttpStack(Stack):
     def check_open_loop(self, seen: load.OpenLoop) -> None:
         if set(seen.statuses) != {"201"} or seen.broken:
             raise Wrong(f"{self.name}, open loop: answers {seen.statuses}, {seen.broken} connections broke")
+
+
+def _connections(scenario: str) -> int:
+    return {"batch": load.BATCH_CONNECTIONS, "reserve_few": load.FEW_CONNECTIONS}.get(scenario, load.CONNECTIONS)
 
 
 def clean_environment() -> dict[str, str]:

@@ -358,6 +358,118 @@ async def test_who_sends_far_ahead_is_not_read_without_bound(
     assert [await connection.answer() for _ in names] == [(201, name) for name in names]
 
 
+async def test_what_arrives_together_is_begun_together(
+    wire: Wires, engine: Engine, gig: str, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    await engine.amend_sale(gig, {"capacity": 1_000})
+    connections = [await wire() for _ in range(50)]
+    await asyncio.sleep(0.05)  # the server has them all
+    rounds: list[int] = []
+    look = direct.Arrivals._look
+
+    def noted(self: direct.Arrivals) -> None:
+        rounds.append(len(self._arrived))
+        look(self)
+
+    monkeypatch.setattr(direct.Arrivals, "_look", noted)
+    for at, connection in enumerate(connections):
+        connection.writer.write(Wire.request(f"request-{at}"))
+    gate.open.set()
+    assert [await connection.answer() for connection in connections] == [
+        (201, f"request-{at}") for at in range(len(connections))
+    ]
+    assert sum(rounds) == len(connections)
+    assert max(rounds) > 10
+
+
+@pytest.mark.parametrize("where", ["parse", "begin"])
+async def test_a_mistake_of_ours_in_one_request_ends_its_connection_and_no_other(
+    wire: Wires,
+    engine: Engine,
+    gig: str,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await engine.reserve(gig, buyer="someone", quantity=1)
+    connections = [await wire() for _ in range(3)]
+    await asyncio.sleep(0.05)
+    if where == "begin":
+        take = desk.Desk.take
+
+        def broken(self: desk.Desk, connection: Any, message: Any, body: bytes) -> bool:
+            if message.headers.get("X-Request-Id") == "the-second":
+                raise RuntimeError("a mistake")
+            return take(self, connection, message, body)
+
+        monkeypatch.setattr(desk.Desk, "take", broken)
+    else:
+        parse = direct.Connection.parse
+
+        class Broken:
+            def feed_data(self, data: bytes) -> None:
+                raise RuntimeError("a mistake")
+
+        def broken_parse(self: direct.Connection, data: bytes) -> Any:
+            if b"the-second" in data:
+                self._parser = Broken()  # type: ignore[assignment]
+            return parse(self, data)
+
+        monkeypatch.setattr(direct.Connection, "parse", broken_parse)
+    for connection, name in zip(connections, ("the-first", "the-second", "the-third"), strict=True):
+        connection.writer.write(Wire.request(name))
+    assert await connections[0].answer() == (201, "the-first")
+    assert await connections[2].answer() == (201, "the-third")
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await connections[1].answer()
+    assert "a request could not be begun" in caplog.text
+
+
+class Idle(asyncio.Transport):
+    """A transport that nothing leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+async def test_what_arrived_on_a_connection_that_is_lost_at_once_is_not_done(engine: Engine, gig: str) -> None:
+    await engine.reserve(gig, buyer="someone", quantity=1)
+    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
+    await runner.setup()
+    assert runner.server is not None
+    connection = runner.server()
+    connection.connection_made(Idle())
+    connection.data_received(Wire.request("the-first"))
+    connection.connection_lost(None)
+    await asyncio.sleep(0.05)
+    assert (await engine.sale(gig)).items[0].reserved == 1
+    await runner.cleanup()
+
+
+async def test_a_connection_ends_though_what_arrived_last_goes_the_ordinary_way(engine: Engine) -> None:
+    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
+    await runner.setup()
+    assert runner.server is not None
+    connection, transport = runner.server(), Idle()
+    connection.connection_made(transport)
+    connection.data_received(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    # Without a limit: it waits for its request, and for nothing that never comes.
+    await connection.shutdown(None)
+    assert transport.written.startswith(b"HTTP/1.1 200 OK")
+    connection.connection_lost(None)
+    await runner.cleanup()
+
+
 async def test_a_client_that_hangs_up_before_its_call_was_sent_leaves_nothing(
     wire: Wires, engine: Engine, gate: Gate, gig: str
 ) -> None:

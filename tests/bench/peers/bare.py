@@ -32,7 +32,7 @@ from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDict
 
 from holdfast.http.desk import Desk
-from holdfast.http.direct import Connection, DirectServer
+from holdfast.http.direct import Arrivals, Connection, DirectServer
 from holdfast.http.server import BACKLOG, SERVER_OPTIONS
 
 #: Headers that aiohttp writes by itself.
@@ -90,6 +90,7 @@ class BareServer(DirectServer):
     def __init__(self, answers: Mapping[str, Answer]) -> None:
         web.Server.__init__(self, _handler(answers), **_options())
         self.desk = cast(Desk, ConstantDesk(answers))
+        self.arrivals = Arrivals(self._loop)
 
 
 def _options() -> dict[str, Any]:
