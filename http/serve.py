@@ -7,7 +7,7 @@ import asyncio
 import uvloop
 
 from .app import create_app
-from .process import allow_many_connections, engine_of, set_up_logging, stop_signal
+from .process import allow_many_connections, collect_rarely, engine_of, set_up_logging, stop_signal
 from .server import HttpServer
 from .settings import ServeSettings
 from .sockets import admit_no_more, listening, patience
@@ -25,6 +25,7 @@ def run(settings: ServeSettings) -> None:
     set_up_logging()
     allow_many_connections()
     if settings.workers == 1:
+        collect_rarely()
         uvloop.run(serve(settings))
     else:
         asyncio.run(supervise(settings))

@@ -26,7 +26,7 @@ from holdfast.engine import HoldfastError
 from holdfast.engine.leadership import Leadership
 
 from .app import create_app
-from .process import engine_of, set_up_logging, stop_signal
+from .process import collect_rarely, engine_of, set_up_logging, stop_signal
 from .server import IDLE_SECONDS, SHUTDOWN_SECONDS, HttpServer
 from .settings import ServeSettings
 
@@ -87,6 +87,7 @@ def main() -> int:
         if not more:
             return 0  # the supervisor died before it could say anything
         line += more
+    collect_rarely()
     return uvloop.run(work(Orders.read(line)))
 
 

@@ -2,7 +2,7 @@
 
 Reads the body and answers with constant bytes: those that a running Holdfast gave for the same request, recorded
 before. Nothing is validated, no buyer is looked at, there is no database. The event loop is uvloop, and the parser
-aiohttp's in C, as in `holdfast serve`.
+aiohttp's in C, and the garbage collector looks as rarely, as in `holdfast serve`.
 
 Three kinds of server:
 
@@ -33,6 +33,7 @@ from multidict import CIMultiDict
 
 from holdfast.http.desk import Desk
 from holdfast.http.direct import Arrivals, Connection, DirectServer
+from holdfast.http.process import collect_rarely
 from holdfast.http.server import BACKLOG, SERVER_OPTIONS
 
 #: Headers that aiohttp writes by itself.
@@ -141,4 +142,5 @@ async def serve(kind: str, answers: Mapping[str, Answer]) -> None:
 
 
 if __name__ == "__main__":
+    collect_rarely()
     uvloop.run(serve(sys.argv[1], load_answers(Path(sys.argv[2]))))
