@@ -102,7 +102,7 @@ class Asker(Protocol):
     def remote(self) -> str | None: ...
 
     def answer(self, said: bytes, /) -> None:
-        """Writes the answer, and goes on with what came meanwhile."""
+        """Answers it."""
 
 
 class Exchange:

@@ -365,13 +365,13 @@ async def test_what_arrives_together_is_begun_together(
     connections = [await wire() for _ in range(50)]
     await asyncio.sleep(0.05)  # the server has them all
     rounds: list[int] = []
-    look = direct.Arrivals._look
+    begin = direct.Turn._begin
 
-    def noted(self: direct.Arrivals) -> None:
+    def noted(self: direct.Turn) -> None:
         rounds.append(len(self._arrived))
-        look(self)
+        begin(self)
 
-    monkeypatch.setattr(direct.Arrivals, "_look", noted)
+    monkeypatch.setattr(direct.Turn, "_begin", noted)
     for at, connection in enumerate(connections):
         connection.writer.write(Wire.request(f"request-{at}"))
     gate.open.set()
@@ -422,7 +422,7 @@ async def test_a_mistake_of_ours_in_one_request_ends_its_connection_and_no_other
     assert await connections[2].answer() == (201, "the-third")
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await connections[1].answer()
-    assert "a request could not be begun" in caplog.text
+    assert "a request could not be answered" in caplog.text
 
 
 class Idle(asyncio.Transport):

@@ -32,7 +32,7 @@ from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDict
 
 from holdfast.http.desk import Desk
-from holdfast.http.direct import Arrivals, Connection, DirectServer
+from holdfast.http.direct import Connection, DirectServer, Turn
 from holdfast.http.process import collect_rarely
 from holdfast.http.server import BACKLOG, SERVER_OPTIONS
 
@@ -91,7 +91,7 @@ class BareServer(DirectServer):
     def __init__(self, answers: Mapping[str, Answer]) -> None:
         web.Server.__init__(self, _handler(answers), **_options())
         self.desk = cast(Desk, ConstantDesk(answers))
-        self.arrivals = Arrivals(self._loop)
+        self.turn = Turn(self._loop)
 
 
 def _options() -> dict[str, Any]:
