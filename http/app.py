@@ -5,6 +5,7 @@ Inside, everything raises; here every exception becomes an answer.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
@@ -130,7 +131,9 @@ def _expect(bytes_max: int) -> Callable[[web.Request], Awaitable[None]]:
             and request.headers[hdrs.EXPECT].lower() == "100-continue"
             and (request.content_length or 0) <= bytes_max
         ):
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # Who is gone by now is met again where the body is read.
+            with contextlib.suppress(ConnectionError):
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # These bytes are no part of the answer; aiohttp would take it for begun.
             request.writer.output_size = 0
 

@@ -50,7 +50,7 @@ class Connection(RequestHandler):
     exchange: the request that is being answered on the short way, if one is.
     """
 
-    __slots__ = ("_ahead", "_answered", "_handed_over", "_remote", "_turn", "busy", "desk", "exchange")
+    __slots__ = ("_ahead", "_answered", "_finished", "_remote", "_turn", "_unread", "busy", "desk", "exchange")
 
     def __init__(self, manager: DirectServer, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -58,10 +58,12 @@ class Connection(RequestHandler):
         self._turn = manager.turn
         self.busy = False
         self.exchange: Exchange | None = None
-        #: Requests that aiohttp has and has not answered: while there is one, it gets the next one, too.
-        self._handed_over = 0
+        #: Requests that aiohttp has answered. While it has had more than that, it gets the next one, too.
+        self._finished = 0
         #: What the client sent before it had its answer.
         self._ahead = b""
+        #: The client does not read its answers: nothing more is begun for it until it does.
+        self._unread = False
         self._answered: asyncio.Future[None] | None = None
         self._remote: str | None = None
 
@@ -79,7 +81,13 @@ class Connection(RequestHandler):
             self._ahead += data
             if len(self._ahead) > EARLY_BYTES_MAX and self.transport is not None:
                 self.transport.pause_reading()
-        elif self._handed_over or self._upgraded or self._close or self._force_close or self.desk.draining:
+        elif (
+            self._request_count != self._finished
+            or self._upgraded
+            or self._close
+            or self._force_close
+            or self.desk.draining
+        ):
             self._ordinary(None, data)
         else:
             self.busy = True
@@ -129,7 +137,7 @@ class Connection(RequestHandler):
 
     def _free(self) -> None:
         """Nothing is being answered any more."""
-        self.busy = False
+        self.busy = self._unread = False
         self.exchange = None
         if self._answered is not None and not self._answered.done():
             self._answered.set_result(None)
@@ -138,21 +146,21 @@ class Connection(RequestHandler):
         """Takes what the client sent ahead."""
         if self._ahead and self.transport is not None:
             data, self._ahead = self._ahead, b""
-            self.transport.resume_reading()
+            # aiohttp pauses, too, when it has as much as it can keep.
+            if not self._buffer_paused and not self._reading_paused:
+                self.transport.resume_reading()
             self.data_received(data)
 
     def _ordinary(self, parsed: Any, data: bytes) -> None:
         """Leaves to aiohttp what was sent, and with `parsed` what the parser has made of it."""
-        before = self._request_count
         if parsed is None:
             super().data_received(data)
-        else:
-            parser, self._parser = self._parser, cast(Any, _Parsed(parsed))
-            try:
-                super().data_received(data)
-            finally:
-                self._parser = parser
-        self._handed_over += self._request_count - before
+            return
+        parser, self._parser = self._parser, cast(Any, _Parsed(parsed))
+        try:
+            super().data_received(data)
+        finally:
+            self._parser = parser
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -160,7 +168,7 @@ class Connection(RequestHandler):
         """Writes an answer that was made on the ordinary way; after the last one the short way is open again."""
         finished = await super().finish_response(request, resp, start_time)
         if resp.keep_alive:
-            self._handed_over -= 1
+            self._finished += 1
         return finished
 
     def answer(self, said: bytes) -> None:
@@ -170,14 +178,24 @@ class Connection(RequestHandler):
 
     def write(self, said: bytes) -> None:
         """Writes the answer, and goes on with what came meanwhile."""
-        self.busy = False
         transport = self.transport
         if transport is not None:
             transport.write(said)
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            if self._paused:
+                self._unread = True
+                return
+        self.busy = False
         if self._answered is not None:
             self._free()
         if self._ahead:
+            self._go_on()
+
+    def resume_writing(self) -> None:
+        """The client has read again: on with what it sent meanwhile."""
+        super().resume_writing()
+        if self._unread:
+            self._free()
             self._go_on()
 
     def connection_lost(self, exc: BaseException | None) -> None:

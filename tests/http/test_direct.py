@@ -229,6 +229,45 @@ async def test_pages_of_other_origins(clients: Callable[..., Awaitable[Client]],
 # On the wire ----------------------------------------------------------------------------------------------------------
 
 
+class Idle(asyncio.Transport):
+    """A transport that nothing leaves.
+
+    Attributes
+    ----------
+    flow: what was said of reading, "pause" and "resume". on_write: called before each write.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.flow: list[str] = []
+        self.on_write: Callable[[], object] = lambda: None
+
+    async def answers(self, number: int) -> None:
+        """Waits for so many answers."""
+        while self.written.count(b"HTTP/1.1 ") < number:
+            await asyncio.sleep(0)
+
+    def write(self, data: Any) -> None:
+        self.on_write()
+        self.written += data
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+    def pause_reading(self) -> None:
+        self.flow.append("pause")
+
+    def resume_reading(self) -> None:
+        self.flow.append("resume")
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
 class Wire:
     """A connection on which bytes go out as the test wants them."""
 
@@ -425,23 +464,6 @@ async def test_a_mistake_of_ours_in_one_request_ends_its_connection_and_no_other
     assert "a request could not be answered" in caplog.text
 
 
-class Idle(asyncio.Transport):
-    """A transport that nothing leaves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-
-    def write(self, data: Any) -> None:
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
-
 async def test_what_arrived_on_a_connection_that_is_lost_at_once_is_not_done(engine: Engine, gig: str) -> None:
     await engine.reserve(gig, buyer="someone", quantity=1)
     runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
@@ -468,6 +490,83 @@ async def test_a_connection_ends_though_what_arrived_last_goes_the_ordinary_way(
     assert transport.written.startswith(b"HTTP/1.1 200 OK")
     connection.connection_lost(None)
     await runner.cleanup()
+
+
+async def test_what_follows_a_declined_upgrade_is_answered_in_order(wire: Wires, engine: Engine, gig: str) -> None:
+    await engine.reserve(gig, buyer="someone", quantity=1)
+    connection = await wire()
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: the-first\r\n"
+    upgrade = head + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    second = Wire.request("the-second")
+    connection.writer.write(upgrade + second[:-5])
+    assert await connection.answer() == (200, "the-first")
+    connection.writer.write(second[-5:] + Wire.request("the-third"))
+    assert await connection.answer() == (201, "the-second")
+    assert await connection.answer() == (201, "the-third")
+
+
+async def test_nothing_is_begun_for_who_does_not_read(engine: Engine, gig: str) -> None:
+    await engine.reserve(gig, buyer="someone", quantity=1)
+    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
+    await runner.setup()
+    assert runner.server is not None
+    connection, transport = runner.server(), Idle()
+    connection.connection_made(transport)
+    transport.on_write = connection.pause_writing
+    connection.data_received(Wire.request("the-first"))
+    await transport.answers(1)
+    connection.data_received(Wire.request("the-second"))
+    await asyncio.sleep(0.05)
+    assert transport.written.count(b"HTTP/1.1") == 1
+    assert (await engine.sale(gig)).items[0].reserved == 2
+    transport.on_write = lambda: None
+    connection.resume_writing()
+    await transport.answers(2)
+    connection.data_received(Wire.request("the-third"))
+    await transport.answers(3)
+    assert re.findall(rb"X-Request-Id: (\S+)", transport.written) == [b"the-first", b"the-second", b"the-third"]
+    connection.connection_lost(None)
+    await runner.cleanup()
+
+
+async def test_what_aiohttp_paused_stays_paused(engine: Engine, gig: str) -> None:
+    await engine.reserve(gig, buyer="someone", quantity=1)
+    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
+    await runner.setup()
+    assert runner.server is not None
+    connection, transport = runner.server(), Idle()
+    connection.connection_made(transport)
+    many = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100
+    # More than aiohttp keeps comes while one is answered, and still more before that is looked at.
+    transport.on_write = lambda: connection._loop.call_soon(connection.data_received, many)
+    connection.data_received(Wire.request("the-first"))
+    connection.data_received(many)
+    await transport.answers(1)
+    transport.on_write = lambda: None
+    while "pause" not in transport.flow:
+        await asyncio.sleep(0)
+    # What it has is answered before it takes more.
+    await asyncio.sleep(0)
+    assert transport.flow[-1] == "pause"
+    await transport.answers(201)
+    assert transport.flow[-1] == "resume"
+    connection.connection_lost(None)
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("invited", [False, True])
+async def test_a_client_that_hangs_up_in_its_body_is_no_mistake_of_ours(
+    wire: Wires, engine: Engine, gig: str, invited: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await engine.reserve(gig, buyer="someone", quantity=1)
+    headers = {"Expect": "100-continue"} if invited else {}
+    connections = [await wire() for _ in range(20)]
+    await asyncio.sleep(0.05)
+    for connection in connections:
+        connection.writer.write(Wire.request("the-first", **headers)[:-3])
+        connection.writer.transport.abort()
+    await asyncio.sleep(0.2)
+    assert not caplog.records
 
 
 async def test_a_client_that_hangs_up_before_its_call_was_sent_leaves_nothing(
