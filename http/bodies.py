@@ -56,7 +56,6 @@ async def read_body(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) ->
     BodyTooLarge: it says so or turns out to be.
     MalformedJson: it broke off, or was not framed as announced.
     RequestTimeout: it did not arrive in `BODY_SECONDS_MAX`.
-    ConnectionResetError: the client is gone.
     """
     announced = request.content_length
     if announced is not None and announced > bytes_max:
@@ -65,9 +64,6 @@ async def read_body(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) ->
     if content.is_eof():
         # The usual case: a small body came with its headers, and nothing needs a timer.
         return await _drain(request, bytes_max)
-    if request.transport is None:
-        # aiohttp takes waiting for more for a mistake of ours.
-        raise ConnectionResetError("The client is gone, and the rest of its body with it.")
     try:
         async with asyncio.timeout(BODY_SECONDS_MAX):
             return await _drain(request, bytes_max)

@@ -14,10 +14,10 @@ from email.utils import formatdate
 from http import HTTPStatus
 from json import dumps
 from time import time
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from aiohttp import hdrs, web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion11, RawRequestMessage
 
 from holdfast.engine import ConfigurationError, Engine, HoldfastError, InvalidRequest, Line, Ticket
 
@@ -157,7 +157,7 @@ class Desk:
         #: The server ends: every answer closes its connection, which is the ordinary way's business.
         self.draining = False
 
-    def take(self, connection: Asker, message: Any, body: bytes) -> bool:
+    def take(self, connection: Asker, message: RawRequestMessage, body: bytes) -> bool:
         """Begins to answer a request; False leaves it to the ordinary way, and nothing was done."""
         headers: Headers = message.headers
         if (

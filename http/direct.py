@@ -173,7 +173,6 @@ class Connection(RequestHandler):
 
     def answer(self, said: bytes) -> None:
         """Answers the request that is under way."""
-        self.exchange = None
         self._turn.answered(self, said)
 
     def write(self, said: bytes) -> None:
@@ -185,11 +184,8 @@ class Connection(RequestHandler):
             if self._paused:
                 self._unread = True
                 return
-        self.busy = False
-        if self._answered is not None:
-            self._free()
-        if self._ahead:
-            self._go_on()
+        self._free()
+        self._go_on()
 
     def resume_writing(self) -> None:
         """The client has read again: on with what it sent meanwhile."""
@@ -204,7 +200,11 @@ class Connection(RequestHandler):
             self.exchange.answered = True
         self._ahead = b""
         self._free()
-        work = self._current_request.get(ABANDONED) if self._current_request is not None else None
+        request = self._current_request
+        work = request.get(ABANDONED) if request is not None else None
+        if request is None and self._task_handler is not None:
+            # It may have been woken for a request already, and would find nothing to make one with.
+            self._task_handler.cancel()
         super().connection_lost(exc)
         if work is not None:
             work.cancel()
@@ -239,7 +239,6 @@ class Turn:
         self._loop = loop
         self._arrived: list[tuple[Connection, bytes]] = []
         self._answers: list[tuple[Connection, bytes]] = []
-        self._beginning = False
 
     def arrived(self, connection: Connection, data: bytes) -> None:
         """Has this looked at before the loop waits again."""
@@ -249,24 +248,21 @@ class Turn:
 
     def answered(self, connection: Connection, said: bytes) -> None:
         """Has this written before the loop waits again."""
-        if not self._answers and not self._beginning:
+        if not self._answers:
             self._loop.call_soon(self._write)
         self._answers.append((connection, said))
 
     def _begin(self) -> None:
         arrived, self._arrived = self._arrived, []
         parsed = [connection.parse(data) for connection, data in arrived]
-        self._beginning = True
-        try:
-            for (connection, data), each in zip(arrived, parsed, strict=True):
-                try:
-                    connection.begin(data, each)
-                except Exception as error:
-                    # The others have nothing to do with it.
-                    connection.fail(error)
-        finally:
-            self._beginning = False
-            self._write()
+        for (connection, data), each in zip(arrived, parsed, strict=True):
+            try:
+                connection.begin(data, each)
+            except Exception as error:
+                # The others have nothing to do with it.
+                connection.fail(error)
+        # What has its answer at once need not wait until sockets were looked at again.
+        self._write()
 
     def _write(self) -> None:
         answers, self._answers = self._answers, []

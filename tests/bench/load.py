@@ -19,8 +19,7 @@ from . import machine
 if TYPE_CHECKING:
     from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 
-#: Connections of the saturated runs. With 64, Holdfast's server has nothing to do for a sixth of the time: all who ask
-#: wait for the same batch.
+#: Connections of the saturated runs. With 64 all who ask may wait for the same batch, and the server has nothing to do.
 CONNECTIONS = 256
 
 #: Connections of the same at a smaller load, which is measured beside it.

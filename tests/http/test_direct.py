@@ -235,12 +235,14 @@ class Idle(asyncio.Transport):
     Attributes
     ----------
     flow: what was said of reading, "pause" and "resume". on_write: called before each write.
+    closing: the other end is gone, and the connection has not heard of it yet.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
         self.flow: list[str] = []
+        self.closing = False
         self.on_write: Callable[[], object] = lambda: None
 
     async def answers(self, number: int) -> None:
@@ -262,7 +264,7 @@ class Idle(asyncio.Transport):
         self.flow.append("resume")
 
     def is_closing(self) -> bool:
-        return False
+        return self.closing
 
     def close(self) -> None:
         pass
@@ -309,6 +311,40 @@ async def wire(engine: Engine) -> AsyncIterator[Wires]:
     for each in opened:
         each.writer.close()
     await server.close()
+
+
+async def answered_once(wire: Wires) -> Wire:
+    """A connection that the server has, for certain."""
+    connection = await wire()
+    connection.writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, _ = await connection.answer()
+    assert status == 200
+    return connection
+
+
+Lone = Callable[[], Awaitable[tuple[direct.Connection, Idle]]]
+
+
+@pytest.fixture
+async def lone(engine: Engine) -> AsyncIterator[Lone]:
+    """Makes connections of a server whose transports do what the test wants."""
+    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
+    await runner.setup()
+    made = []
+
+    async def make() -> tuple[direct.Connection, Idle]:
+        assert isinstance(runner.server, direct.DirectServer)
+        connection, transport = runner.server(), Idle()
+        connection.connection_made(transport)
+        made.append(connection)
+        # aiohttp's own task of the connection has begun.
+        await asyncio.sleep(0)
+        return connection, transport
+
+    yield make
+    for connection in made:
+        connection.connection_lost(None)
+    await runner.cleanup()
 
 
 @pytest.fixture
@@ -401,8 +437,8 @@ async def test_what_arrives_together_is_begun_together(
     wire: Wires, engine: Engine, gig: str, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
     await engine.amend_sale(gig, {"capacity": 1_000})
-    connections = [await wire() for _ in range(50)]
-    await asyncio.sleep(0.05)  # the server has them all
+    gate.open.set()
+    connections = [await answered_once(wire) for _ in range(50)]
     rounds: list[int] = []
     begin = direct.Turn._begin
 
@@ -413,7 +449,6 @@ async def test_what_arrives_together_is_begun_together(
     monkeypatch.setattr(direct.Turn, "_begin", noted)
     for at, connection in enumerate(connections):
         connection.writer.write(Wire.request(f"request-{at}"))
-    gate.open.set()
     assert [await connection.answer() for connection in connections] == [
         (201, f"request-{at}") for at in range(len(connections))
     ]
@@ -431,8 +466,7 @@ async def test_a_mistake_of_ours_in_one_request_ends_its_connection_and_no_other
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await engine.reserve(gig, buyer="someone", quantity=1)
-    connections = [await wire() for _ in range(3)]
-    await asyncio.sleep(0.05)
+    connections = [await answered_once(wire) for _ in range(3)]
     if where == "begin":
         take = desk.Desk.take
 
@@ -464,32 +498,25 @@ async def test_a_mistake_of_ours_in_one_request_ends_its_connection_and_no_other
     assert "a request could not be answered" in caplog.text
 
 
-async def test_what_arrived_on_a_connection_that_is_lost_at_once_is_not_done(engine: Engine, gig: str) -> None:
+async def test_what_arrived_on_a_connection_that_is_lost_at_once_is_not_done(
+    lone: Lone, engine: Engine, gig: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await engine.reserve(gig, buyer="someone", quantity=1)
-    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
-    await runner.setup()
-    assert runner.server is not None
-    connection = runner.server()
-    connection.connection_made(Idle())
+    connection, _ = await lone()
     connection.data_received(Wire.request("the-first"))
     connection.connection_lost(None)
-    await asyncio.sleep(0.05)
-    assert (await engine.sale(gig)).items[0].reserved == 1
-    await runner.cleanup()
+    # Goes out after whatever has come before.
+    await engine.reserve(gig, buyer="someone-else", quantity=1)
+    assert (await engine.sale(gig)).items[0].reserved == 2
+    assert not caplog.records
 
 
-async def test_a_connection_ends_though_what_arrived_last_goes_the_ordinary_way(engine: Engine) -> None:
-    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
-    await runner.setup()
-    assert runner.server is not None
-    connection, transport = runner.server(), Idle()
-    connection.connection_made(transport)
+async def test_a_connection_ends_though_what_arrived_last_goes_the_ordinary_way(lone: Lone) -> None:
+    connection, transport = await lone()
     connection.data_received(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     # Without a limit: it waits for its request, and for nothing that never comes.
     await connection.shutdown(None)
     assert transport.written.startswith(b"HTTP/1.1 200 OK")
-    connection.connection_lost(None)
-    await runner.cleanup()
 
 
 async def test_what_follows_a_declined_upgrade_is_answered_in_order(wire: Wires, engine: Engine, gig: str) -> None:
@@ -505,37 +532,28 @@ async def test_what_follows_a_declined_upgrade_is_answered_in_order(wire: Wires,
     assert await connection.answer() == (201, "the-third")
 
 
-async def test_nothing_is_begun_for_who_does_not_read(engine: Engine, gig: str) -> None:
+async def test_nothing_is_begun_for_who_does_not_read(lone: Lone, engine: Engine, gig: str) -> None:
     await engine.reserve(gig, buyer="someone", quantity=1)
-    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
-    await runner.setup()
-    assert runner.server is not None
-    connection, transport = runner.server(), Idle()
-    connection.connection_made(transport)
+    connection, transport = await lone()
     transport.on_write = connection.pause_writing
     connection.data_received(Wire.request("the-first"))
     await transport.answers(1)
     connection.data_received(Wire.request("the-second"))
-    await asyncio.sleep(0.05)
+    # Goes out after whatever has come before.
+    await engine.reserve(gig, buyer="someone-else", quantity=1)
     assert transport.written.count(b"HTTP/1.1") == 1
-    assert (await engine.sale(gig)).items[0].reserved == 2
+    assert (await engine.sale(gig)).items[0].reserved == 3
     transport.on_write = lambda: None
     connection.resume_writing()
     await transport.answers(2)
     connection.data_received(Wire.request("the-third"))
     await transport.answers(3)
     assert re.findall(rb"X-Request-Id: (\S+)", transport.written) == [b"the-first", b"the-second", b"the-third"]
-    connection.connection_lost(None)
-    await runner.cleanup()
 
 
-async def test_what_aiohttp_paused_stays_paused(engine: Engine, gig: str) -> None:
+async def test_what_aiohttp_paused_stays_paused(lone: Lone, engine: Engine, gig: str) -> None:
     await engine.reserve(gig, buyer="someone", quantity=1)
-    runner = direct.Runner(create_app(engine, AppConfig.checked(operator_token=OPERATOR_TOKEN)))
-    await runner.setup()
-    assert runner.server is not None
-    connection, transport = runner.server(), Idle()
-    connection.connection_made(transport)
+    connection, transport = await lone()
     many = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100
     # More than aiohttp keeps comes while one is answered, and still more before that is looked at.
     transport.on_write = lambda: connection._loop.call_soon(connection.data_received, many)
@@ -550,22 +568,23 @@ async def test_what_aiohttp_paused_stays_paused(engine: Engine, gig: str) -> Non
     assert transport.flow[-1] == "pause"
     await transport.answers(201)
     assert transport.flow[-1] == "resume"
-    connection.connection_lost(None)
-    await runner.cleanup()
 
 
 @pytest.mark.parametrize("invited", [False, True])
 async def test_a_client_that_hangs_up_in_its_body_is_no_mistake_of_ours(
-    wire: Wires, engine: Engine, gig: str, invited: bool, caplog: pytest.LogCaptureFixture
+    lone: Lone, engine: Engine, gig: str, invited: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     await engine.reserve(gig, buyer="someone", quantity=1)
     headers = {"Expect": "100-continue"} if invited else {}
-    connections = [await wire() for _ in range(20)]
-    await asyncio.sleep(0.05)
-    for connection in connections:
-        connection.writer.write(Wire.request("the-first", **headers)[:-3])
-        connection.writer.transport.abort()
-    await asyncio.sleep(0.2)
+    for turns in range(8):
+        connection, transport = await lone()
+        transport.closing = turns % 2 == 1
+        connection.data_received(Wire.request("the-first", **headers)[:-3])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connection.connection_lost(None)
+    for _ in range(20):
+        await asyncio.sleep(0)
     assert not caplog.records
 
 
