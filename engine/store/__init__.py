@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from holdfast.engine.records import Definition, Entry, Record
+from holdfast.engine.values import Status
 
 
 class StoreError(Exception):
@@ -99,6 +100,28 @@ class Folded:
     alarms: Sequence[str]
 
 
+class Units(NamedTuple):
+    """Tickets of one buyer that have the same lines (packed) and are reserved, or purchased."""
+
+    buyer: str
+    lines: str
+    status: Status
+    tickets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is held and sold of a slot, of one moment.
+
+    Parameters
+    ----------
+    progress: of the slot at that moment. units: as folded up to `progress.folded`.
+    """
+
+    progress: Progress
+    units: Sequence[Units]
+
+
 @dataclass(frozen=True, slots=True)
 class TicketQuery:
     """Tickets of a slot in the order `(reserved_at, id)`.
@@ -184,6 +207,14 @@ class Store(Protocol):
 
     async def tickets(self, query: TicketQuery) -> list[Record]:
         """Tickets as they were folded."""
+        ...
+
+    async def records(self, slot: str, ids: Sequence[str]) -> dict[str, Record]:
+        """Those of these tickets that were folded, by id. At most a few thousand ids."""
+        ...
+
+    async def standing(self, slot: str) -> Standing:
+        """What every buyer of a slot that is registered holds and has bought, as it was folded."""
         ...
 
     async def ledger(self, slot: str, after: Cursor, limit: int) -> list[Entry]:

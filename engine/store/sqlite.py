@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import time
@@ -14,7 +15,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from holdfast.engine.records import Definition, Entry, Record
-from holdfast.engine.store import Copied, Cursor, CursorMoved, Folded, Progress, StoredSale, StoreError, TicketQuery
+from holdfast.engine.store import (
+    Copied,
+    Cursor,
+    CursorMoved,
+    Folded,
+    Progress,
+    Standing,
+    StoredSale,
+    StoreError,
+    TicketQuery,
+    Units,
+)
 from holdfast.engine.store.projection import Ended, changed, definitions, read
 from holdfast.engine.values import Status
 
@@ -282,6 +294,32 @@ class SqliteStore:
         text = f"SELECT {_TICKET} FROM tickets WHERE {' AND '.join(where)} ORDER BY reserved_at, id LIMIT ?"
         return await self._read(lambda db: _record(db, query.slot, db.execute(text, (*values, query.limit)).fetchall()))
 
+    async def records(self, slot: str, ids: Sequence[str]) -> dict[str, Record]:
+        query = f"SELECT {_TICKET} FROM tickets WHERE slot = ? AND id IN (SELECT value FROM json_each(?))"
+        values = (slot, json.dumps(list(ids)))
+        records = await self._read(lambda db: _record(db, slot, db.execute(query, values).fetchall()))
+        return {record.id: record for record in records}
+
+    async def standing(self, slot: str) -> Standing:
+        progress = "SELECT epoch, sequence, dropped, folded FROM slots WHERE slot = ?"
+        units = (
+            "SELECT buyer, lines, status, count(*) FROM tickets WHERE slot = ?"
+            f" AND status IN ('{Status.RESERVED}', '{Status.PURCHASED}') GROUP BY buyer, lines, status"
+        )
+
+        def read(db: sqlite3.Connection) -> Standing:
+            packed = _Packed(_skus(db, slot))
+            epoch, sequence, dropped, folded = db.execute(progress, (slot,)).fetchone()
+            return Standing(
+                Progress(Cursor(epoch, sequence), dropped, folded),
+                [
+                    Units(buyer, packed[lines], Status(status), tickets)
+                    for buyer, lines, status, tickets in db.execute(units, (slot,))
+                ],
+            )
+
+        return await self._read(read)
+
     async def ledger(self, slot: str, after: Cursor, limit: int) -> list[Entry]:
         # A reader may have had transitions that were then lost: their epoch ends here before its position.
         last = "SELECT sequence FROM ledger WHERE slot = ? AND epoch <= ? ORDER BY sequence DESC LIMIT 1"
@@ -358,18 +396,29 @@ def _skus(db: sqlite3.Connection, slot: str) -> list[str]:
     return [item.sku for item in Definition.from_json(row[0] or row[1]).items] if row else []
 
 
+class _Packed(dict[str, str]):
+    """Lines as they stand in SQL, where they name skus for those who read the tables, by item number as in records.
+
+    Parameters
+    ----------
+    skus: of the sale, in order.
+    """
+
+    def __init__(self, skus: Sequence[str]) -> None:
+        self._numbers = {sku: at for at, sku in enumerate(skus, start=1)}
+
+    def __missing__(self, lines: str) -> str:
+        parts = (part.partition(":") for part in lines.split(","))
+        packed = self[lines] = ",".join(f"{self._numbers[sku]}:{quantity}" for sku, _, quantity in parts)
+        return packed
+
+
 def _record(db: sqlite3.Connection, slot: str, rows: Sequence[tuple[str, ...]]) -> list[Record]:
-    """Rows as records. In SQL lines name skus, for those who read the tables; in records they name item numbers."""
+    """Rows as records."""
     if not rows:
         return []
-    number = {sku: at for at, sku in enumerate(_skus(db, slot), start=1)}
-
-    def packed(lines: str) -> str:
-        return ",".join(
-            f"{number[sku]}:{quantity}" for sku, _, quantity in (part.partition(":") for part in lines.split(","))
-        )
-
-    return [Record(row[0], Status(row[1]), packed(row[2]), *row[3:]) for row in rows]  # type: ignore[arg-type]
+    packed = _Packed(_skus(db, slot))
+    return [Record(row[0], Status(row[1]), packed[row[2]], *row[3:]) for row in rows]  # type: ignore[arg-type]
 
 
 def _append(db: sqlite3.Connection, copied: Copied) -> None:

@@ -555,3 +555,30 @@ async def test_taking_over_is_all_or_nothing(tmp_path: Path) -> None:
         db.execute("DROP TABLE tickets_1")
     async with opened(tmp_path) as (store,):
         assert len(await everything(store)) == 2
+
+
+async def test_what_every_buyer_has_is_told_as_of_one_moment(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (store,):
+        await begin(store)
+        tickets = [f"{n:t>22}" for n in range(5)]
+        await store.append([Copied("gig", Cursor(1, 1), [reserved(2, 4, 5)])])
+        line = f"r 1:2 1005 {tickets[0]}{2:b>22}"
+        ends = f"p {tickets[2]} 1:1 {'o' * 22} paid\nc {tickets[3]} 1:1 {'o' * 22} "
+        await store.append([Copied("gig", Cursor(1, 5), [Entry(1, 6, 6, line), Entry(1, 8, 7, ends)])])
+        await store.fold({"gig": 6}, 100)
+        early = await store.standing("gig")
+        assert (early.progress.cursor, early.progress.folded) == (Cursor(1, 8), 6)
+        assert {(each.buyer[-1], each.lines, each.status, each.tickets) for each in early.units} == {
+            ("2", "1:1", Status.RESERVED, 1),
+            ("2", "1:2", Status.RESERVED, 1),
+            ("3", "1:1", Status.RESERVED, 1),
+            ("4", "1:1", Status.RESERVED, 1),
+            ("5", "1:1", Status.RESERVED, 1),
+        }
+        await store.fold({"gig": 8}, 100)
+        late = await store.standing("gig")
+        assert ("3", "1:1", Status.RESERVED, 1) not in {(each.buyer[-1], *each[1:]) for each in late.units}
+        assert ("2", "1:1", Status.PURCHASED, 1) in {(each.buyer[-1], *each[1:]) for each in late.units}
+        found = await store.records("gig", [*tickets, "absent"])
+        assert set(found) == {tickets[0], *tickets[2:]}
+        assert found == {id: await store.ticket("gig", id) for id in found}
