@@ -8,6 +8,7 @@ from holdfast.engine.errors import (
     CapacityInUse,
     Closed,
     ConfigurationError,
+    DurabilityUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
     InvalidRequest,
@@ -26,6 +27,7 @@ from holdfast.engine.errors import (
 )
 from holdfast.engine.recovery import RecoveryReport, SlotReport
 from holdfast.engine.values import (
+    Durability,
     Expiration,
     Item,
     ItemSpec,
@@ -46,6 +48,8 @@ __all__ = [
     "CapacityInUse",
     "Closed",
     "ConfigurationError",
+    "Durability",
+    "DurabilityUnavailable",
     "Engine",
     "Expiration",
     "HoldfastError",

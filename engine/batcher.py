@@ -81,6 +81,10 @@ class Batcher:
     ----------
     run: takes a batch of calls and answers the waiter of each; when it raises, all of them hear that.
     batch_max: calls in one batch. queue_max: calls that may wait.
+
+    Attributes
+    ----------
+    refusal: what new calls hear, if they are not taken now.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class Batcher:
         self._queue_max = queue_max
         self._waiting: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self.refusal: HoldfastError | None = None
 
     def put(self, call: Call) -> None:
         """Queues a call; its waiter hears the answer.
@@ -105,10 +109,10 @@ class Batcher:
         Raises
         ------
         Overloaded: too many wait already; the call was not queued.
-        NotReady: the engine is closing.
+        HoldfastError: the `refusal`.
         """
-        if self._closed:
-            raise NotReady("the engine is closing")
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)
         if len(self._waiting) >= self._queue_max:
             raise Overloaded
         self._waiting.append(call)
@@ -118,12 +122,12 @@ class Batcher:
 
     def put_all(self, calls: Sequence[Call]) -> None:
         """Queues many calls, in their order; those for whom there is no room hear why, as `put` would raise it."""
-        room = 0 if self._closed else max(0, self._queue_max - len(self._waiting))
+        room = 0 if self.refusal is not None else max(0, self._queue_max - len(self._waiting))
         self._waiting.extend(calls[:room])
         if self._task is None and self._waiting:
             self._task = asyncio.create_task(self._drain())
         if room < len(calls):
-            refusal = NotReady("the engine is closing") if self._closed else Overloaded()
+            refusal = self.refusal or Overloaded()
             for call in calls[room:]:
                 tell(call[-1], refusal)
 
@@ -152,6 +156,6 @@ class Batcher:
 
     async def drained(self) -> None:
         """Takes nothing more, and returns once nothing waits or is under way."""
-        self._closed = True
+        self.refusal = NotReady("the engine is closing")
         while self._task is not None:
             await asyncio.wait([self._task])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from holdfast.engine import limits
 from holdfast.engine.errors import InvalidRequest
 from holdfast.engine.records import Definition, ItemDefinition, pack_lines
-from holdfast.engine.values import ItemSpec, Line
+from holdfast.engine.values import Durability, ItemSpec, Line
 
 _NAME = re.compile(limits.NAME_PATTERN)
 _KEY = re.compile(rf"[!-~]{{1,{limits.KEY_CHARS_MAX}}}")
@@ -64,6 +65,14 @@ def reference(value: object) -> str:
     return "" if value is None else text("/reference", value, 1, limits.REFERENCE_CHARS_MAX)
 
 
+def level(value: object) -> Durability:
+    """A durability, as such or by its name."""
+    try:
+        return Durability(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise InvalidRequest("/durability", f"must be one of {', '.join(Durability)}") from None
+
+
 def definition(
     sale: str,
     name_: object,
@@ -73,6 +82,7 @@ def definition(
     max_per_buyer: object,
     opens_at: object,
     closes_at: object,
+    durability: object,
 ) -> Definition:
     """The definition of a new sale; `origin` is still empty."""
     if (capacity is None) == (items is None):
@@ -93,7 +103,16 @@ def definition(
         "opens_at": opens_at,
         "closes_at": closes_at,
     }
-    return _checked(Definition(id=name("/id", sale), items=tuple(made), version=1, origin="", **values))
+    return _checked(
+        Definition(
+            id=name("/id", sale),
+            items=tuple(made),
+            version=1,
+            origin="",
+            durability=None if durability is None else level(durability),
+            **values,
+        )
+    )
 
 
 def _item(pointer: str, sku: object, name_: object, capacity: object, max_per_buyer: object) -> ItemDefinition:
@@ -159,12 +178,7 @@ def amended(known: Definition, changes: Mapping[str, object]) -> Definition:
         items[sku] = _item(pointer, sku, merged["name"], merged["capacity"], merged["max_per_buyer"])
     if len(items) > limits.ITEMS_MAX:
         raise InvalidRequest("/items", f"a sale has at most {limits.ITEMS_MAX} items")
-    fields = {field: getattr(known, field) for field in ("name", "hold_ms", "max_per_buyer", "opens_at", "closes_at")}
-    return _checked(
-        Definition(
-            id=known.id, items=tuple(items.values()), version=known.version, origin=known.origin, **(fields | values)
-        )
-    )
+    return _checked(replace(known, items=tuple(items.values()), **values))
 
 
 def _patches(value: object) -> Sequence[Mapping[str, object]]:

@@ -92,6 +92,8 @@ class Server:
     ----------
     generation: one more each time that another server process (`run_id`) is met. Whoever knows something of the data
         compares the generation that he learnt it in.
+    connects: connections that were made so far. Whoever has asked the server for a setting asks again when there is one
+        more.
     riding: bytes that wait for the next exchange.
     """
 
@@ -100,6 +102,7 @@ class Server:
         #: Where it is, without user and password.
         self.place = url.partition("://")[2].rpartition("@")[2].partition("?")[0]
         self.generation = 1
+        self.connects = 0
         self.riding = 0
         self.version = ""
         self._run_id: str | None = None
@@ -128,8 +131,7 @@ class Server:
         """Asks a new connection which server process it has reached, before anything else is said on it."""
         await connection.on_connect()
         await connection.send_command("INFO", "server")
-        info = await connection.read_response()
-        fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        fields = info_fields(await connection.read_response())
         run_id = fields.get("run_id", "")
         self.version = fields.get("valkey_version") or fields.get("redis_version", "")
         if self._run_id is None:
@@ -141,6 +143,8 @@ class Server:
                 "redis is another process than before (generation %d): it is checked before it is used", self.generation
             )
             raise ServerChanged("redis was restarted or replaced")
+        connection.generation = self.generation
+        self.connects += 1
 
     async def call(self, *command: Any) -> Any:
         """One command.
@@ -155,6 +159,10 @@ class Server:
         if isinstance(reply, ResponseError):
             raise _refusal(reply) or reply
         return reply
+
+    async def info(self, section: str) -> dict[str, str]:
+        """A section of what INFO answers, by field; raises as `call`."""
+        return info_fields(await self.call("INFO", section))
 
     async def meet(self) -> None:
         """Meets the server that is there now: if it is another one than before, this call hears it and not the next."""
@@ -241,8 +249,9 @@ class Server:
     async def _connection(self) -> Any:
         while self._free:
             connection = self._free.pop()
-            # The server hung up while it was idle: what is sent on it now would end as an unknown outcome.
-            if connection.wire is None or not connection.wire.lost:
+            # The server hung up while it was idle: what is sent on it now would end as an unknown outcome. Or it is not
+            # the server any more, but for this connection, which something between us has kept open.
+            if connection.wire is None or (not connection.wire.lost and connection.generation == self.generation):
                 return connection
             await connection.disconnect(nowait=True)
         return self.pool.make_connection()  # type: ignore[no-untyped-call]
@@ -268,12 +277,11 @@ class Server:
         ConfigurationError: `maxmemory-policy` is something else than `noeviction`.
         """
         try:
-            info = await self.call("INFO", "memory")
+            info = await self.info("memory")
         except ResponseError as error:
             log.warning("Redis does not tell its maxmemory-policy (%s): it must be noeviction", error)
             return
-        fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-        policy = fields.get("maxmemory_policy", "noeviction")
+        policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             raise ConfigurationError(
                 f"Redis evicts keys when memory is full ({policy}): set maxmemory-policy noeviction, or stock gets lost"
@@ -285,6 +293,11 @@ class Server:
             await connection.disconnect(nowait=True)
         self._free = []
         await self.pool.disconnect()
+
+
+def info_fields(info: bytes) -> dict[str, str]:
+    """What INFO answered, by field."""
+    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
 def _refusal(error: ResponseError) -> NotSent | None:

@@ -23,10 +23,12 @@ from holdfast.engine import checks
 from holdfast.engine.background import Background
 from holdfast.engine.batcher import Call, Waiter, collected
 from holdfast.engine.connection import NoReply, NotSent, Server
-from holdfast.engine.embedded import EmbeddedRedis
+from holdfast.engine.durability import Assurance, Assured
+from holdfast.engine.embedded import Appendfsync, EmbeddedRedis
 from holdfast.engine.errors import (
     CapacityInUse,
     ConfigurationError,
+    DurabilityUnavailable,
     HoldfastError,
     InvalidRequest,
     NotReady,
@@ -41,6 +43,8 @@ from holdfast.engine.leadership import TAKE_SECONDS, Leadership
 from holdfast.engine.leases import Leases
 from holdfast.engine.limits import HOLD_MS_DEFAULT, INSTANT_MS_MAX
 from holdfast.engine.listener import Listener
+from holdfast.engine.memory import LOOK_S as MEMORY_LOOK_S
+from holdfast.engine.memory import Memory
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Record
 from holdfast.engine.recovery import BUYER_TICKETS_MAX, Recovery, RecoveryReport
@@ -52,7 +56,19 @@ from holdfast.engine.snapshot import FOLD_PAUSE_S, Snapshot
 from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
 from holdfast.engine.sweeper import Sweeper
 from holdfast.engine.transitions import APPROVED, DECLINED, KEYED, RANDOM, Transitions
-from holdfast.engine.values import Expiration, ItemSpec, Line, Order, Page, Payment, Readiness, Sale, Status, Ticket
+from holdfast.engine.values import (
+    Durability,
+    Expiration,
+    ItemSpec,
+    Line,
+    Order,
+    Page,
+    Payment,
+    Readiness,
+    Sale,
+    Status,
+    Ticket,
+)
 
 log = logging.getLogger("holdfast.engine")
 
@@ -66,6 +82,9 @@ RETENTION_MS_DEFAULT = 24 * 3600 * 1000
 
 #: Milliseconds between two snapshots: what a loss of Redis can cost at the weakest durability.
 SNAPSHOT_MS_DEFAULT = 1000
+
+#: Replicas that must have a payment at `replica`: one, as long as that one takes over when the primary is lost.
+REPLICAS_DEFAULT = 1
 
 #: Where an engine without an address keeps its Redis, its store and its secret.
 DATA_DIR_DEFAULT = Path("holdfast-data")
@@ -101,6 +120,8 @@ class Engine:
         listen: bool = True,
         snapshot_ms: int | None = SNAPSHOT_MS_DEFAULT,
         retention_ms: int = RETENTION_MS_DEFAULT,
+        durability: Durability = Durability.MEMORY,
+        replicas: int = REPLICAS_DEFAULT,
         recover: bool = False,
         leadership: Leadership | None = None,
     ) -> Self:
@@ -116,6 +137,8 @@ class Engine:
         sweep: expire holds from here. listen: also when Redis announces them.
         snapshot_ms: milliseconds between snapshots; None takes none (`snapshot()` still does).
         retention_ms: milliseconds for which ended tickets stay in Redis.
+        durability: of payments that ask for none, in sales that say none.
+        replicas: of Redis that must have a payment at `replica`.
         recover: rebuild what Redis has lost before the start is over.
         leadership: shared with engines of other processes: sweeps and copies only while this one leads. None leads.
         """
@@ -125,10 +148,15 @@ class Engine:
         engine._data_dir = data
         engine._store_url = store
         engine._secret = secret
-        engine.embedded = EmbeddedRedis(data, redis_server=redis_server) if url is None else None
+        if url is None:
+            # Every write on disk before its reply, instead of once a second: a payment then waits for nothing more.
+            appendfsync: Appendfsync = "always" if durability is Durability.FSYNC else "everysec"
+            engine.embedded = EmbeddedRedis(data, redis_server=redis_server, appendfsync=appendfsync)
         engine._roles = {"sweep": sweep, "listen": listen}
         engine._snapshot_ms = snapshot_ms
         engine._retention_ms = retention_ms
+        engine._durability = durability
+        engine._replicas = replicas
         engine._recover_at_start = recover
         engine._leadership = leadership
         return engine
@@ -140,6 +168,8 @@ class Engine:
     _roles: Mapping[str, bool]
     _snapshot_ms: int | None
     _retention_ms: int
+    _durability: Durability
+    _replicas: int
     _recover_at_start: bool
     _leadership: Leadership | None = None
     _leads: bool = False
@@ -173,15 +203,21 @@ class Engine:
             self._transitions = Transitions(self._scripts, self._store, self._leases)
             self._slots = Slots(self._server, self._scripts, self._store, self._transitions)
             self._snapshot = Snapshot(self._server, self._store, self._slots)
+            self._assurance = Assurance(self._server, self._scripts, self._snapshot, self._replicas)
+            self._memory = Memory(self._server, self._slots)
             self._retention = Retention(self._server, self._scripts, self._store, self._retention_ms)
             self._sweeper = Sweeper(self._server, self._store, self._slots)
             self._recovery = Recovery(
                 self._server, self._scripts, self._store, self._slots, self._leases, self._retention_ms
             )
             self._listener = Listener(self._server, self._heard)
+            await self._assurance.require(self._durability)
             if self._recover_at_start:
                 await self._recover_lost()
             self._begin()
+        except DurabilityUnavailable as error:
+            await self.close()
+            raise ConfigurationError(f"--durability: {error}") from error
         except StoreError as error:
             await self.close()
             raise ConfigurationError(str(error)) from error
@@ -216,6 +252,7 @@ class Engine:
         else:
             leadership = self._leadership
             background.repeat("leadership", lambda: self._take_turn(leadership), lambda: asyncio.sleep(TAKE_SECONDS))
+        background.repeat("memory", self._memory.run, lambda: asyncio.sleep(MEMORY_LOOK_S))
         if self._roles["listen"]:
             background.start("listener", self._listener.run())
         if self.embedded is not None:
@@ -260,6 +297,7 @@ class Engine:
     async def _finish(self) -> None:
         await self._slots.drained()
         await self._leases.drained()
+        await self._assurance.drained()
         # Without the lead, others go on copying.
         if self._snapshot_ms is None or (self._leadership is not None and not self._leads):
             return
@@ -295,6 +333,7 @@ class Engine:
         max_per_buyer: int | None = None,
         opens_at: int | None = None,
         closes_at: int | None = None,
+        durability: Durability | None = None,
     ) -> Sale:
         """Puts something on sale. The same call again returns the sale as it stands now, with `created` False.
 
@@ -305,15 +344,18 @@ class Engine:
         hold_ms: how long tickets keep their units, milliseconds.
         max_per_buyer: units that one buyer may hold and have bought together.
         opens_at, closes_at: Unix milliseconds; None is open-ended.
+        durability: of payments that ask for none; None is the engine's. It stays as it is.
 
         Raises
         ------
-        InvalidRequest: a value that can never be right.
+        InvalidRequest: a value that can never be right. DurabilityUnavailable.
         SaleExists: the id belongs to a sale that was described otherwise.
         NotReady: Redis or the store does not answer; repeat the call.
         """
         id = random_id().lower().replace("_", "0").replace("-", "0") if sale is None else sale
-        draft = checks.definition(id, name, capacity, items, hold_ms, max_per_buyer, opens_at, closes_at)
+        draft = checks.definition(id, name, capacity, items, hold_ms, max_per_buyer, opens_at, closes_at, durability)
+        if draft.durability is not None:
+            await self._assurance.require(draft.durability)
         origin = hashlib.blake2b(draft.json().encode(), digest_size=16).hexdigest()
         definition = Definition.from_json(json.dumps(json.loads(draft.json()) | {"origin": origin}))
         stored = await self._stored(self._store.begin_sale(definition))
@@ -547,7 +589,14 @@ class Engine:
         return self._identity.buyer(checks.buyer(buyer))
 
     async def confirm(
-        self, ticket: str, *, buyer: str, reference: str | None = None, key: str | None = None, declined: bool = False
+        self,
+        ticket: str,
+        *,
+        buyer: str,
+        reference: str | None = None,
+        key: str | None = None,
+        declined: bool = False,
+        durability: Durability | None = None,
     ) -> Ticket:
         """Pays for a reserved ticket: it becomes purchased, for good.
 
@@ -556,16 +605,25 @@ class Engine:
         reference: what the payment is called elsewhere, kept with the purchase.
         key: names this operation: the same key again gives the same purchase, `replayed`.
         declined: rehearse a declined payment; the ticket stays as it is.
+        durability: what it must survive before this returns; None is the sale's, or the engine's.
+
+        Returns
+        -------
+        The ticket. When its durability could not be reached in time, `pending` names it: the ticket is paid for, at
+        `memory`, and the same call with the same key waits again.
 
         Raises
         ------
         InvalidRequest, UnknownTicket, NotYourTicket, AlreadyPurchased, AlreadyCancelled, TicketExpired,
-        PaymentDeclined, IdempotencyKeyReused.
+        PaymentDeclined, IdempotencyKeyReused. DurabilityUnavailable: nothing was done.
         Overloaded, NotReady: nothing was done. OutcomeUnknown: repeat it with the same key.
         """
         waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         slot, id = await self._locate(ticket)
-        slot.confirms.put(self._payment(id, waiter, self._who(buyer), ticket, reference, key, declined))
+        level = self._level(slot, durability)
+        await self._assurance.require(level)
+        assured = self._assured(waiter, slot, level)
+        slot.confirms.put(self._payment(id, assured, self._who(buyer), ticket, reference, key, declined))
         return await waiter
 
     def confirm_for(
@@ -576,28 +634,52 @@ class Engine:
         reference: str | None = None,
         key: str | None = None,
         declined: bool = False,
+        durability: Durability | None = None,
     ) -> bool:
         """As `confirm`, for a caller without a task: see `reserve_for`."""
         parts = split_ticket(ticket)
         slot = self._slots.known(parts[0]) if parts is not None else None
         if parts is None or slot is None:
             return False
+        level = self._level(slot, durability)
+        if level is not Durability.MEMORY:
+            if not self._assurance.known_available(level):
+                return False
+            waiter = self._assured(waiter, slot, level)
         slot.confirms.put(self._payment(parts[1], waiter, self._who(buyer), ticket, reference, key, declined))
         return True
 
-    async def confirm_many(self, sale: str, entries: Sequence[Payment]) -> list[Ticket | HoldfastError]:
-        """As `confirm` for each entry: see `reserve_many`. The ticket of another sale is an UnknownTicket."""
+    def _level(self, slot: Slot, asked: Durability | None) -> Durability:
+        """The durability of a payment that asks for this."""
+        return asked or slot.definition.durability or self._durability
+
+    def _assured(self, waiter: Waiter, slot: Slot, level: Durability) -> Waiter:
+        """Whoever hears the ticket first, so that `waiter` hears it once it is as durable as this."""
+        return waiter if level is Durability.MEMORY else Assured(waiter, slot, level, self._assurance)
+
+    async def confirm_many(
+        self, sale: str, entries: Sequence[Payment], *, durability: Durability | None = None
+    ) -> list[Ticket | HoldfastError]:
+        """As `confirm` for each entry: see `reserve_many`. The ticket of another sale is an UnknownTicket.
+
+        Raises
+        ------
+        InvalidRequest, UnknownSale: as `reserve_many`. DurabilityUnavailable: nothing was done.
+        """
 
         def call(waiter: Waiter, who: str, payment: Payment) -> Call:
             parts = split_ticket(payment.ticket)
             id = parts[1] if parts is not None and parts[0] == slot.name else ""
-            call = self._payment(id, waiter, who, payment.ticket, payment.reference, payment.key, payment.declined)
+            assured = self._assured(waiter, slot, level)
+            call = self._payment(id, assured, who, payment.ticket, payment.reference, payment.key, payment.declined)
             if not id:
                 raise UnknownTicket
             return call
 
         try:
             slot = self._slots.known(sale) or await self._slots.get(sale)
+            level = self._level(slot, durability)
+            await self._assurance.require(level)
         except NotReady as error:
             return [error] * len(entries)
         calls, waiters = self._calls(entries, call)
@@ -778,13 +860,25 @@ class Engine:
     # -- care ------------------------------------------------------------------------------------------------------
 
     async def readiness(self) -> Readiness:
-        """Whether every sale can be sold now, and if not, why."""
+        """Whether every sale can be sold now, and if not, why.
+
+        While the store does not answer that is an alarm: the sales that this process knows go on, and only they are
+        looked at.
+        """
+        alarms: list[str] = []
         try:
-            reasons = list((await self._unready()).values())
+            await self._server.meet()
+            try:
+                reasons = list((await self._unready()).values())
+            except StoreError as error:
+                alarms.append(f"{error}; what is sold waits in Redis alone")
+                reasons = list((await self._redis(self._recovery.unready(self._slots.believed()))).values())
         except HoldfastError as error:
             reasons = [error.reason if isinstance(error, NotReady) else str(error)]
+        if self._memory.full is not None:
+            reasons.append(self._memory.full)
         reasons += self._alarms()
-        return Readiness(not reasons, tuple(reasons))
+        return Readiness(not reasons, tuple(reasons), tuple(alarms))
 
     def _alarms(self) -> list[str]:
         if self._leadership is None:
@@ -794,9 +888,8 @@ class Engine:
 
     async def _unready(self) -> dict[str, str]:
         reasons: dict[str, str] = {}
-        await self._server.meet()
         after = ""
-        while sales := await self._stored(self._store.sales(after, SALES_STEP)):
+        while sales := await self._store.sales(after, SALES_STEP):
             reasons |= await self._redis(self._recovery.unready(sales))
             after = sales[-1].id
         return reasons
@@ -826,7 +919,7 @@ class Engine:
         NotReady: a side does not answer, or another recovery took over; run it again.
         """
         await self._server.meet()
-        names = list(await self._unready()) if sales is None else list(sales)
+        names = list(await self._stored(self._unready())) if sales is None else list(sales)
         reports = []
         for name in names:
             stored = await self._stored(self._store.sale(name))

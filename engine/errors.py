@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from holdfast.engine.values import Ticket
+from holdfast.engine.values import Durability, Ticket
 
 
 class HoldfastError(Exception):
@@ -215,6 +215,25 @@ class PaymentDeclined(HoldfastError):
 
     def __init__(self) -> None:
         super().__init__("The payment was declined; the ticket stays reserved until its deadline.")
+
+
+class DurabilityUnavailable(HoldfastError):
+    """This deployment cannot give the durability that was asked for; nothing was done.
+
+    Parameters
+    ----------
+    durability: the level. reason: why not, and what would help.
+    """
+
+    code = "durability_unavailable"
+
+    def __init__(self, durability: Durability, reason: str) -> None:
+        super().__init__(f"Durability '{durability}' cannot be had here: {reason}")
+        self.durability = durability
+        self.reason = reason
+
+    def details(self) -> dict[str, object]:
+        return {"durability": self.durability.value}
 
 
 class IdempotencyKeyReused(HoldfastError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from holdfast.engine.values import Item, Line, Sale, Status, Ticket
+from holdfast.engine.values import Durability, Item, Line, Sale, Status, Ticket
 
 #: The letter of each status in records and ledger lines.
 LETTERS = {"r": Status.RESERVED, "p": Status.PURCHASED, "c": Status.CANCELLED, "x": Status.EXPIRED}
@@ -38,6 +38,8 @@ class Definition:
     ----------
     version: 1 when created, one more with every amendment.
     origin: digest of the request that created the sale, to know its repeat.
+    durability: of payments that ask for none. Fixed for good: other processes read a definition again only when it is
+        needed, and a payment must not be less safe than was said.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Definition:
     closes_at: int | None
     version: int
     origin: str
+    durability: Durability | None = None
 
     def json(self) -> str:
         """One line, keys in order: equal definitions are equal texts."""
@@ -66,12 +69,16 @@ class Definition:
             "version": self.version,
             "origin": self.origin,
         }
+        if self.durability is not None:
+            body["durability"] = self.durability
         return json.dumps(body, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str | bytes) -> Definition:
         body: dict[str, Any] = json.loads(text)
         body["items"] = tuple(ItemDefinition(**item) for item in body["items"])
+        if "durability" in body:
+            body["durability"] = Durability(body["durability"])
         return Definition(**body)
 
     def rules(self) -> str:
@@ -102,6 +109,7 @@ class Definition:
             opens_at=self.opens_at,
             closes_at=self.closes_at,
             sequence=sequence,
+            durability=self.durability,
             created=created,
         )
 
@@ -176,7 +184,15 @@ class Record(NamedTuple):
             return head
         return f"{head} {self.ended_at} {self.sequence} {self.operation} {self.reference}"
 
-    def ticket(self, slot: str, definition: Definition, now: int, *, replayed: bool = False) -> Ticket:
+    def ticket(
+        self,
+        slot: str,
+        definition: Definition,
+        now: int,
+        *,
+        replayed: bool = False,
+        durability: Durability | None = None,
+    ) -> Ticket:
         """The ticket as callers see it at `now`: a hold that has run out is expired, whether it was swept or not."""
         status, ended_at = self.status, self.ended_at
         if status is Status.RESERVED and now >= self.expires_at:
@@ -193,6 +209,7 @@ class Record(NamedTuple):
             reference=self.reference or None,
             as_of=now,
             replayed=replayed,
+            durability=durability,
         )
 
 

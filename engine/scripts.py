@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from holdfast import lua
 from holdfast.engine.connection import Server
@@ -52,11 +52,14 @@ class Batch(NamedTuple):
     ----------
     now: the server's clock in that call, Unix milliseconds.
     expires_at: the deadline of every ticket reserved in it; 0 for other scripts.
+    epoch, sequence: where the slot's ledger stands after it.
     answers: one for each call, raw: what `Answer.parse` reads, or a short form that the script's header names.
     """
 
     now: int
     expires_at: int
+    epoch: int
+    sequence: int
     answers: list[bytes]
 
 
@@ -122,7 +125,7 @@ class Scripts:
         self, keys: SlotKeys, floor: str, ids: Sequence[str], buyers: Sequence[str], orders: Sequence[str]
     ) -> Batch:
         reply = await self._run_slot("reserve", _all(keys), floor, *ids, *buyers, *orders)
-        return Batch(reply[1], reply[2], reply[5:])
+        return Batch(reply[1], reply[2], reply[3], reply[4], reply[5:])
 
     async def confirm(
         self,
@@ -134,13 +137,13 @@ class Scripts:
         payments: Sequence[str],
     ) -> Batch:
         reply = await self._run_slot("confirm", _all(keys), floor, *ids, *buyers, *operations, *payments)
-        return Batch(reply[1], 0, reply[4:])
+        return Batch(reply[1], 0, reply[2], reply[3], reply[4:])
 
     async def cancel(
         self, keys: SlotKeys, floor: str, ids: Sequence[str], buyers: Sequence[str], operations: Sequence[str]
     ) -> Batch:
         reply = await self._run_slot("cancel", _all(keys), floor, *ids, *buyers, *operations)
-        return Batch(reply[1], 0, reply[4:])
+        return Batch(reply[1], 0, reply[2], reply[3], reply[4:])
 
     async def expire(self, keys: SlotKeys, floor: str) -> Swept:
         _, now, _, sequence, expired, more_due, deadline = await self._run_slot("expire", _all(keys), floor)
@@ -179,6 +182,23 @@ class Scripts:
     async def unfence(self, keys: SlotKeys, token: str, *fields: str) -> None:
         """`fields`: epoch, sequence, definition, origin, version, rules, counts, dropped."""
         await self._run_slot("unfence", (keys.sale, keys.ledger), token, *fields)
+
+    async def wait(self, keys: SlotKeys, command: Sequence[Any]) -> Any:
+        """What WAIT or WAITAOF answers, on a connection that has written something just before.
+
+        Raises
+        ------
+        NotSent, NoReply: as `Server.call`.
+        """
+        touch = ("EVALSHA", self._shas["touch"], 1, keys.sale, "-")
+        touched, waited = await self._server.pipeline([touch, command])
+        if isinstance(touched, NoScriptError):
+            await self._server.call("SCRIPT", "LOAD", self._texts["touch"])
+            touched, waited = await self._server.pipeline([touch, command])
+        for reply in (touched, waited):
+            if isinstance(reply, ResponseError):
+                raise reply
+        return waited
 
 
 def _all(keys: SlotKeys) -> tuple[str, ...]:

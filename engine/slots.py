@@ -60,6 +60,7 @@ class Slot:
     ----------
     floor: the store's cursor; a server that is below it has lost something, and every script refuses there.
     generation: of the server that was checked against the floor last.
+    position: where its ledger stood in the last reply to a payment; nowhere before the first.
     time: the clock by which what is remembered grows old, in seconds.
     """
 
@@ -71,10 +72,12 @@ class Slot:
         self.floor = floor
         self.generation = generation
         self.definition = definition
+        self.position = Cursor(0, 0)
         self._slots = slots
         self.time = asyncio.get_running_loop().time
         transitions = slots.transitions
         self.reserves = Batcher(lambda batch: transitions.reserve(self, batch))
+        self.reserves.refusal = slots.no_reserving
         self.confirms = Batcher(lambda batch: transitions.confirm(self, batch))
         self.cancels = Batcher(lambda batch: transitions.cancel(self, batch))
         self.reads = Batcher(lambda batch: transitions.read(self, batch))
@@ -155,6 +158,8 @@ class Slots:
         self._store = store
         self.transitions = transitions
         self._known: dict[str, Slot] = {}
+        #: Why nothing is reserved now in any slot, if so.
+        self.no_reserving: NotReady | None = None
         #: Sales that are being looked up: in a stampede everybody asks for the same one, and one look is enough.
         self._loading: dict[str, asyncio.Task[Slot]] = {}
 
@@ -170,6 +175,16 @@ class Slots:
 
     def all(self) -> list[Slot]:
         return list(self._known.values())
+
+    def believed(self) -> list[StoredSale]:
+        """The sales as the store had them when it was asked last: all that can be said while it does not answer."""
+        return [StoredSale(slot.name, slot.definition, None, slot.floor, 0) for slot in self.all()]
+
+    def refuse_reserving(self, refusal: NotReady | None) -> None:
+        """Has every slot refuse to reserve, or reserve again when there is no refusal any more."""
+        self.no_reserving = refusal
+        for slot in self.all():
+            slot.reserves.refusal = refusal
 
     async def get(self, name: str) -> Slot:
         """The slot of this name.

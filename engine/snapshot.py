@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 
 from redis.exceptions import RedisError
 
@@ -19,7 +20,7 @@ from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.feed import Gap, read_redis
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.slots import Slots
-from holdfast.engine.store import Copied, Cursor, CursorMoved, Progress, Store
+from holdfast.engine.store import Copied, Cursor, CursorMoved, Progress, Store, StoreError
 
 log = logging.getLogger("holdfast.snapshot")
 
@@ -59,6 +60,7 @@ class Snapshot:
     Attributes
     ----------
     alarms: contradictions found and not yet recovered from, as sentences; the store keeps those between transitions.
+    away: why nothing could be copied the last time; None when it could.
     """
 
     def __init__(self, server: Server, store: Store, slots: Slots) -> None:
@@ -69,6 +71,7 @@ class Snapshot:
         #: Per slot, (time, sequence) of past cursors, to know what is older than KEEP_MS.
         self._past: dict[str, deque[tuple[float, Cursor]]] = {}
         self.alarms: list[str] = []
+        self.away: str | None = None
         #: Transitions in the next step of folding.
         self._step = FOLD_STEP_MIN
         #: When folding had its last turn, and the transitions that the store had then.
@@ -83,21 +86,55 @@ class Snapshot:
         ------
         StoreError, NotSent, NoReply: a side does not answer; what was not committed will be copied next time.
         """
-        async with self._one_at_a_time:
-            total = 0
-            cursors = {name: progress.cursor for name, progress in (await self._store.cursors()).items()}
+        async with self._one_at_a_time, self._noticing():
+            cursors = await self._cursors()
             names = list(cursors)
-            for at in range(0, len(names), SLOTS_STEP):
-                step = names[at : at + SLOTS_STEP]
-                behind = await self._behind(step, cursors)
-                while behind:
-                    try:
-                        total += await self._copy(await self._stretches(behind, cursors))
-                    except CursorMoved as moved:
-                        log.info("another process copies the ledger of %s", moved)
-                        cursors = {name: progress.cursor for name, progress in (await self._store.cursors()).items()}
-                    behind = {name: head for name, head in behind.items() if _before(cursors[name], head)}
-            return total
+            return sum(
+                [await self._bring(names[at : at + SLOTS_STEP], cursors) for at in range(0, len(names), SLOTS_STEP)]
+            )
+
+    async def reach(self, names: Collection[str]) -> Mapping[str, Cursor]:
+        """Copies what is new in these slots, which this process knows, and nothing of others: how far each is copied.
+
+        Raises
+        ------
+        StoreError, NotSent, NoReply: as of `run`.
+        """
+        async with self._one_at_a_time, self._noticing():
+            # What the store had at least. When it has more by now, it says so before anything is written.
+            cursors = {slot.name: slot.floor for slot in self._slots.all() if slot.name in names}
+            await self._bring(list(cursors), cursors)
+            return cursors
+
+    async def _bring(self, names: list[str], cursors: dict[str, Cursor]) -> int:
+        """Copies what is new in these slots, and moves their `cursors` along; how many transitions that were."""
+        total = 0
+        behind = await self._behind(names, cursors)
+        while behind:
+            try:
+                total += await self._copy(await self._stretches(behind, cursors))
+            except CursorMoved as moved:
+                log.info("another process copies the ledger of %s", moved)
+                cursors.update(await self._cursors())
+            behind = {name: head for name, head in behind.items() if _before(cursors[name], head)}
+        return total
+
+    @asynccontextmanager
+    async def _noticing(self) -> AsyncIterator[None]:
+        """Sees whether the store answers."""
+        try:
+            yield
+        except StoreError as error:
+            if self.away is None:
+                log.critical("ALARM %s; selling goes on, and what is sold waits in Redis alone", error)
+            self.away = str(error)
+            raise
+        if self.away is not None:
+            log.warning("the store answers again")
+        self.away = None
+
+    async def _cursors(self) -> dict[str, Cursor]:
+        return {name: progress.cursor for name, progress in (await self._store.cursors()).items()}
 
     async def fold(self, slot: str | None = None) -> None:
         """Brings the tickets of one slot, or of all, up to date with what has been copied by now.

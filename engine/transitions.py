@@ -42,8 +42,8 @@ from holdfast.engine.leases import Leases
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Record
 from holdfast.engine.scripts import Answer, Batch, Scripts
-from holdfast.engine.store import Store, StoreError
-from holdfast.engine.values import Status, Ticket
+from holdfast.engine.store import Cursor, Store, StoreError
+from holdfast.engine.values import Durability, Status, Ticket
 
 if TYPE_CHECKING:
     from holdfast.engine.slots import Slot
@@ -59,6 +59,9 @@ RANDOM, KEYED, AGAIN = "n", "k", "s"
 
 #: Modes of a payment, see `lua/confirm.lua`.
 APPROVED, DECLINED = "a", "d"
+
+#: Columns of a payment's call with its waiter, by which it is told from a cancellation.
+PAYMENT_COLUMNS = 5
 
 
 class Transitions:
@@ -83,7 +86,7 @@ class Transitions:
             return self._scripts.reserve(slot.keys, floor, ids, buyers, flagged)
 
         asked_at = slot.time()
-        now, expires_at, answers = await slot.run(send)
+        now, expires_at, _, _, answers = await slot.run(send)
         prefix, sale, known_lines = slot.ticket_prefix, slot.definition.id, slot.lines
         reserved, new = Status.RESERVED, tuple.__new__
         made, others = [], []
@@ -92,12 +95,9 @@ class Transitions:
                 made.append(id)
                 if not waiter.done():
                     lines = known_lines[order[1:]]
-                    waiter.set_result(
-                        new(
-                            Ticket,
-                            (prefix + id, sale, reserved, lines, buyer, now, expires_at, None, None, now, False),
-                        )
-                    )
+                    times = now, expires_at, None
+                    held = (prefix + id, sale, reserved, lines, buyer, *times, None, now, False, None, None)
+                    waiter.set_result(new(Ticket, held))
             else:
                 others.append((id, buyer, order, waiter, answer))
         if made:
@@ -162,11 +162,12 @@ class Transitions:
     async def confirm(self, slot: Slot, batch: Sequence[Call]) -> None:
         """Confirms a batch; the leases of what was paid are deleted."""
         ids, buyers, operations, payments, waiters = zip(*batch, strict=True)
-        now, _, answers = await slot.run(
+        now, _, epoch, sequence, answers = await slot.run(
             lambda floor, _: self._scripts.confirm(slot.keys, floor, ids, buyers, operations, payments)
         )
+        slot.position = Cursor(epoch, sequence)
         prefix, sale, known_lines = slot.ticket_prefix, slot.definition.id, slot.lines
-        purchased, new = Status.PURCHASED, tuple.__new__
+        purchased, memory, new = Status.PURCHASED, Durability.MEMORY, tuple.__new__
         paid = []
         for at, raw in enumerate(answers):
             if raw[:2] == b"r ":
@@ -181,13 +182,12 @@ class Transitions:
                     # Another process has added the item.
                     record = Record.parse(ids[at], raw.decode())
                     paid_now = record._replace(status=purchased, ended_at=now, reference=payments[at][1:])
-                    self._show(slot, waiter, paid_now, now)
+                    self._show(slot, waiter, paid_now, now, durability=memory)
                     continue
                 reference = payments[at][1:] or None
-                times = int(reserved_at), int(expires_at), now
-                waiter.set_result(
-                    new(Ticket, (prefix + ids[at], sale, purchased, lines, buyer, *times, reference, now, False))
-                )
+                id, times = prefix + ids[at], (int(reserved_at), int(expires_at), now)
+                bought = (id, sale, purchased, lines, buyer, *times, reference, now, False, memory, None)
+                waiter.set_result(new(Ticket, bought))
             elif self._not_ended(slot, now, batch[at], raw):
                 paid.append(ids[at])
         if paid:
@@ -196,7 +196,7 @@ class Transitions:
     async def cancel(self, slot: Slot, batch: Sequence[Call]) -> None:
         """Cancels a batch; the leases of what was cancelled are deleted."""
         ids, buyers, operations, _ = zip(*batch, strict=True)
-        now, _, answers = await slot.run(
+        now, _, _, _, answers = await slot.run(
             lambda floor, _: self._scripts.cancel(slot.keys, floor, ids, buyers, operations)
         )
         gone = [call[0] for call, raw in zip(batch, answers, strict=True) if self._not_ended(slot, now, call, raw)]
@@ -208,7 +208,8 @@ class Transitions:
         id, buyer, waiter = call[0], call[1], call[-1]
         answer = Answer.parse(raw)
         if answer.outcome in (Outcome.OK, Outcome.REPLAYED):
-            self._show(slot, waiter, Record.parse(id, answer.text), now, replayed=answer.outcome is Outcome.REPLAYED)
+            replayed = answer.outcome is Outcome.REPLAYED
+            self._show(slot, waiter, Record.parse(id, answer.text), now, replayed=replayed, durability=_reached(call))
             # A repeat deletes again: the process that did it first may have died before its lease was gone.
             return True
         if answer.outcome is Outcome.UNKNOWN_TICKET:
@@ -224,13 +225,13 @@ class Transitions:
         record = await self.left_redis(slot, id)
         if record.buyer != buyer:
             raise NotYourTicket
-        if len(call) == 4:  # cancel
+        if len(call) != PAYMENT_COLUMNS:
             if record.status is Status.CANCELLED:
                 return await self.shown(slot, record, now, replayed=True)
         elif record.status is Status.PURCHASED and record.operation == call[2]:
             if APPROVED + record.reference != call[3]:
                 raise IdempotencyKeyReused
-            return await self.shown(slot, record, now, replayed=True)
+            return await self.shown(slot, record, now, replayed=True, durability=_reached(call))
         return await self._raise_ended(slot, record, now)
 
     async def _raise_ended(self, slot: Slot, record: Record, now: int) -> Ticket:
@@ -266,17 +267,28 @@ class Transitions:
             )
         return record
 
-    async def shown(self, slot: Slot, record: Record, now: int, *, replayed: bool = False) -> Ticket:
+    async def shown(
+        self, slot: Slot, record: Record, now: int, *, replayed: bool = False, durability: Durability | None = None
+    ) -> Ticket:
         """The record as callers see it. Another process may have added the item it names: then the sale is read."""
         if record.last_item > len(slot.definition.items):
             await slot.counts()
-        return record.ticket(slot.name, slot.definition, now, replayed=replayed)
+        return record.ticket(slot.name, slot.definition, now, replayed=replayed, durability=durability)
 
-    def _show(self, slot: Slot, waiter: Waiter, record: Record, now: int, *, replayed: bool = False) -> None:
+    def _show(
+        self,
+        slot: Slot,
+        waiter: Waiter,
+        record: Record,
+        now: int,
+        *,
+        replayed: bool = False,
+        durability: Durability | None = None,
+    ) -> None:
         if record.last_item > len(slot.definition.items):
-            self._follow(waiter, self.shown(slot, record, now, replayed=replayed))
+            self._follow(waiter, self.shown(slot, record, now, replayed=replayed, durability=durability))
         elif not waiter.done():
-            waiter.set_result(record.ticket(slot.name, slot.definition, now, replayed=replayed))
+            waiter.set_result(record.ticket(slot.name, slot.definition, now, replayed=replayed, durability=durability))
 
     # -- expire ----------------------------------------------------------------------------------------------------
 
@@ -338,6 +350,11 @@ async def _stored(work: Awaitable[T]) -> T:
         return await work
     except StoreError as error:
         raise NotReady(str(error)) from error
+
+
+def _reached(call: Call) -> Durability | None:
+    """What Redis' reply says of the durability of what the call did: a payment is in its memory."""
+    return Durability.MEMORY if len(call) == PAYMENT_COLUMNS else None
 
 
 def _refusal(slot: Slot, now: int, answer: Answer) -> HoldfastError:

@@ -19,6 +19,19 @@ class Status(StrEnum):
     EXPIRED = "expired"
 
 
+class Durability(StrEnum):
+    """What a payment survives once it is acknowledged: a set, not a ladder. `docs/reliability.md` has the matrix."""
+
+    #: Redis has it in memory: its death is survived, as far as its append-only file goes.
+    MEMORY = "memory"
+    #: Redis has it in its append-only file, on disk.
+    FSYNC = "fsync"
+    #: A replica of Redis has it in memory.
+    REPLICA = "replica"
+    #: The store has it, on disk: whatever happens to Redis is survived.
+    STORED = "stored"
+
+
 class Line(NamedTuple):
     """So many units of one item.
 
@@ -72,6 +85,7 @@ class Sale:
     hold_ms: how long a new ticket keeps its units, milliseconds.
     max_per_buyer: units that one buyer may hold and have bought together; None is no limit.
     opens_at, closes_at: the selling window, Unix milliseconds; None is open-ended.
+    durability: of payments that ask for none; None is the engine's.
     sequence: the number of the last transition that these counters include.
     created: True when this very call made the sale, False when it stood already.
     ready: False for a sale of a listing that cannot be read now; its counters are then all 0.
@@ -85,6 +99,7 @@ class Sale:
     opens_at: int | None
     closes_at: int | None
     sequence: int
+    durability: Durability | None = None
     created: bool = field(default=False, compare=False)
     ready: bool = True
 
@@ -104,6 +119,8 @@ class Ticket(NamedTuple):
     reference: what the buyer's payment was called; None when nothing was given.
     as_of: the server's clock when this was read, so that `expires_in_ms` needs no clock of its own.
     replayed: this answer repeats an earlier success of the same operation; nothing was done now.
+    durability: of a payment, what it has reached; None for everything else.
+    pending: the durability that this payment should have had, when it was not reached in time; else None.
     """
 
     id: str
@@ -117,6 +134,8 @@ class Ticket(NamedTuple):
     reference: str | None = None
     as_of: int = 0
     replayed: bool = False
+    durability: Durability | None = None
+    pending: Durability | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ticket) and self[:9] == other[:9]
@@ -202,7 +221,13 @@ class Expiration:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether everything can be sold, and if not, why: one reason per sale or part that is not ready."""
+    """Whether everything can be sold, and if not, why: one reason per sale or part that is not ready.
+
+    Parameters
+    ----------
+    alarms: what is wrong without keeping anything from being sold now.
+    """
 
     ready: bool
     reasons: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()

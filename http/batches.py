@@ -15,7 +15,14 @@ from aiohttp import web
 
 from holdfast.engine import ConfigurationError, HoldfastError, InvalidRequest, Line, Order, Payment, Ticket
 
-from .bodies import BATCH_BYTES_MAX, IDEMPOTENCY_KEY_HEADER, read_model, read_query, written_response
+from .bodies import (
+    BATCH_BYTES_MAX,
+    IDEMPOTENCY_KEY_HEADER,
+    preferred_durability,
+    read_model,
+    read_query,
+    written_response,
+)
 from .callers import FINGERPRINT_HEADER, asked_by, require_operator
 from .context import ABANDONED, ENGINE, REQUEST_ID
 from .models import TICKET_BEGIN, Body, PaymentBatchBody, PaymentEntry, ReserveBatchBody, ReserveEntry, ticket_text
@@ -41,7 +48,10 @@ async def pay_batch(request: web.Request) -> web.Response:
     """`POST /sales/{sale}/payments/batch`."""
     body = await _read(request, PaymentBatchBody)
     payments = [_payment(entry) for entry in body.entries]
-    return await _answered(request, 200, request.app[ENGINE].confirm_many(sale_id(request), payments))
+    work = request.app[ENGINE].confirm_many(
+        sale_id(request), payments, durability=preferred_durability(request.headers)
+    )
+    return await _answered(request, 200, work)
 
 
 async def _read(request: web.Request, model: type[B]) -> B:
@@ -98,7 +108,7 @@ async def _answered(request: web.Request, status: int, work: Awaitable[list[Tick
 
 def _text(answers: Sequence[Ticket | HoldfastError], status: int, request_id: str) -> str:
     """What became of each, as the entries of the answer. Most are alike, and what is alike is written once."""
-    begin = f'{{"status":{status},"ticket":{TICKET_BEGIN}'
+    begin, begin_pending = (f'{{"status":{each},"ticket":{TICKET_BEGIN}' for each in (status, 202))
     # What a ticket shares with the one before it, all but its id and its buyer, and the text of that.
     shared: tuple[object, ...] = ()
     rest = ""
@@ -111,7 +121,7 @@ def _text(answers: Sequence[Ticket | HoldfastError], status: int, request_id: st
                 shared = theirs
                 replayed = ',"replayed":true' if answer.replayed else ""
                 rest = f"{ticket_text(answer)[len(TICKET_BEGIN) + len(answer.id) : -1]}{replayed}}}"
-            texts.append(begin + answer.id + rest)
+            texts.append((begin if answer.pending is None else begin_pending) + answer.id + rest)
             continue
         reason = (type(answer), *vars(answer).values())
         text = refusals.get(reason)

@@ -13,7 +13,7 @@ from multidict import istr
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from holdfast.engine import InvalidRequest, limits
+from holdfast.engine import Durability, InvalidRequest, limits
 
 from .context import Headers
 from .models import Body, pointer, sentence
@@ -38,6 +38,18 @@ JSON = frozenset({"application/json"})
 MERGE_PATCH = frozenset({"application/json", "application/merge-patch+json"})
 
 IDEMPOTENCY_KEY_HEADER = istr("Idempotency-Key")
+
+#: RFC 7240: what a payment is to survive, and that it does.
+PREFER_HEADER = istr("Prefer")
+PREFERENCE_APPLIED_HEADER = istr("Preference-Applied")
+
+#: One preference of RFC 7240 with its value; its parameters are passed over.
+_PREFERENCE = re.compile(
+    r"""(?:^|,)\s*(?P<name>[\w!#$%&'*+.^`|~-]+)\s*(?:=\s*(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s",;]*)))?"""
+    r"""(?:[^",]|"[^"]*")*"""
+)
+
+_DURABILITIES = frozenset(Durability)
 
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{limits.KEY_CHARS_MAX}}}")
 
@@ -211,6 +223,29 @@ def idempotency_key(headers: Headers) -> str | None:
             f"/{IDEMPOTENCY_KEY_HEADER}", f"must be one key of 1 to {limits.KEY_CHARS_MAX} visible ASCII characters"
         )
     return keys[0]
+
+
+def preferred_durability(headers: Headers) -> Durability | None:
+    """What a payment is asked to survive (`Prefer: durability=LEVEL`, RFC 7240); None when nothing is said of it.
+
+    Raises
+    ------
+    InvalidRequest: there is no such level. Not passed over, as a preference may be: the caller would count on it.
+    """
+    if PREFER_HEADER not in headers:
+        return None
+    for preference in _PREFERENCE.finditer(", ".join(headers.getall(PREFER_HEADER))):
+        if preference["name"].lower() == "durability":
+            level = (preference["quoted"] or preference["plain"] or "").strip().lower()
+            if level not in _DURABILITIES:
+                raise InvalidRequest(f"/{PREFER_HEADER}", f"durability must be one of {', '.join(Durability)}")
+            return Durability(level)
+    return None
+
+
+def preference_applied(durability: Durability | None) -> str:
+    """The value of `Preference-Applied` for a payment that survives this."""
+    return f"durability={durability}"
 
 
 # Out ------------------------------------------------------------------------------------------------------------------

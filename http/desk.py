@@ -22,7 +22,15 @@ from aiohttp.http import HttpVersion11, RawRequestMessage
 from holdfast.engine import ConfigurationError, Engine, HoldfastError, InvalidRequest, Line, Ticket
 
 from .app import REQUEST_IDS, SERVER_NAME, CrossOrigin
-from .bodies import JSON, idempotency_key, parse_model
+from .bodies import (
+    JSON,
+    PREFER_HEADER,
+    PREFERENCE_APPLIED_HEADER,
+    idempotency_key,
+    parse_model,
+    preference_applied,
+    preferred_durability,
+)
 from .callers import FINGERPRINT_HEADER, Asked, authenticate, is_fingerprint
 from .context import CONFIG, ENGINE, AppConfig, Headers
 from .models import TICKET_BEGIN, PaymentBody, ReserveBody, ticket_text
@@ -108,13 +116,15 @@ class Asker(Protocol):
 class Exchange:
     """One request that waits for the engine, and hears its answer."""
 
-    __slots__ = ("_connection", "_created", "_desk", "_request_id", "answered")
+    __slots__ = ("_connection", "_created", "_desk", "_request_id", "answered", "preferred")
 
     def __init__(self, desk: Desk, connection: Asker, request_id: str, created: bool) -> None:
         self._desk = desk
         self._connection = connection
         self._request_id = request_id
         self._created = created
+        #: The request has said what the payment is to survive.
+        self.preferred = False
         self.answered = False
 
     def asked(self, headers: Headers, config: AppConfig) -> Asked:
@@ -128,7 +138,7 @@ class Exchange:
     def set_result(self, ticket: Ticket, /) -> None:
         """Answers with the ticket."""
         self.answered = True
-        self._connection.answer(self._desk.said_ticket(ticket, self._request_id, self._created))
+        self._connection.answer(self._desk.said_ticket(ticket, self._request_id, self._created, self.preferred))
 
     def set_exception(self, error: BaseException, /) -> None:
         """Answers with the refusal."""
@@ -221,18 +231,29 @@ class Desk:
         return names[0] if len(names) == 1 and is_fingerprint(names[0]) else None
 
     def _pay(self, exchange: Exchange, ticket: str, headers: Headers, raw: bytes) -> bool:
+        durability = None
+        if PREFER_HEADER in headers:
+            durability = preferred_durability(headers)
+            exchange.preferred = durability is not None
         if not raw:
             buyer = self._plain_buyer(headers)
             if buyer is not None:
-                return self._engine.confirm_for(exchange, ticket, buyer, None, idempotency_key(headers))
+                key = idempotency_key(headers)
+                return self._engine.confirm_for(exchange, ticket, buyer, None, key, durability=durability)
         caller = authenticate(exchange.asked(headers, self._config))
         body = parse_model(raw, headers, PaymentBody, may_be_empty=True)
-        return self._engine.confirm_for(exchange, *confirm_payment(ticket, body, caller, headers))
+        payment = confirm_payment(ticket, body, caller, headers)
+        return self._engine.confirm_for(exchange, *payment, durability=durability)
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def said_ticket(self, ticket: Ticket, request_id: str, created: bool) -> bytes:
-        """The answer with a ticket: 201 for a new one, else 200."""
+    def said_ticket(self, ticket: Ticket, request_id: str, created: bool, preferred: bool = False) -> bytes:
+        """The answer with a ticket: 201 for a new one, 202 for a payment that is not yet as durable as asked, else 200.
+
+        Parameters
+        ----------
+        preferred: the request has said how durable.
+        """
         # The tickets of a batch differ in nothing but their ids, and what they have in common are the same objects.
         if created and not ticket.replayed:
             times = ticket[_TIMES:]
@@ -243,11 +264,16 @@ class Desk:
         body = ticket_text(ticket)
         location = f"Location: /tickets/{ticket.id}\r\n" if created else ""
         replayed = "Idempotent-Replayed: true\r\n" if ticket.replayed else ""
+        status, applied = "201 Created" if created else "200 OK", ""
+        if ticket.pending is not None:
+            status = "202 Accepted"
+        elif preferred:
+            applied = f"{PREFERENCE_APPLIED_HEADER}: {preference_applied(ticket.durability)}\r\n"
         # Only a reference can have more than ASCII in it.
         length = len(body) if ticket.reference is None else len(body.encode())
         return (
-            f"HTTP/1.1 {'201 Created' if created else '200 OK'}\r\n"
-            f"Content-Type: application/json\r\nCache-Control: no-store\r\n{location}{replayed}"
+            f"HTTP/1.1 {status}\r\n"
+            f"Content-Type: application/json\r\nCache-Control: no-store\r\n{location}{applied}{replayed}"
             f"X-Request-Id: {request_id}\r\n{self._common()}Content-Length: {length}\r\n\r\n{body}"
         ).encode()
 

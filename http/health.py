@@ -17,8 +17,14 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """`GET /readyz`: everything can be sold; or 503 with the reasons. Send no buyers while it is not."""
+    """`GET /readyz`: everything can be sold, with what is wrong all the same; or 503 with the reasons.
+
+    Send no buyers while it is not.
+    """
     readiness = await request.app[ENGINE].readiness()
     if readiness.ready:
-        return json_response({"status": "ready"})
-    return problem(NotReady("; ".join(readiness.reasons)), request[REQUEST_ID], reasons=list(readiness.reasons))
+        alarms = {"alarms": list(readiness.alarms)} if readiness.alarms else {}
+        return json_response({"status": "ready", **alarms})
+    return problem(
+        NotReady("; ".join(readiness.reasons)), request[REQUEST_ID], reasons=list(readiness.reasons + readiness.alarms)
+    )

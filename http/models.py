@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, to_json
 # pydantic reads that of the standard library from Python 3.12 on, and brings this one along.
 from typing_extensions import TypedDict
 
-from holdfast.engine import Line, Sale, Status, Ticket, limits
+from holdfast.engine import Durability, Line, Sale, Status, Ticket, limits
 
 UTC_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -137,6 +137,7 @@ class CreateSaleBody(Body):
     max_per_buyer: PerBuyer | None = None
     opens_at: Instant | None = None
     closes_at: Instant | None = None
+    durability: Durability | None = None
 
 
 class AmendItemBody(Body):
@@ -257,6 +258,7 @@ _SENTENCES = {
     "model_type": "must be an object",
     "dict_type": "must be an object",
     "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
 }
@@ -304,6 +306,10 @@ def ticket_json(ticket: Ticket, *, private: bool) -> dict[str, object]:
         body[_ENDED_FIELDS[ticket.status]] = instant_text(ticket.ended_at)
     if private and ticket.reference is not None:
         body["reference"] = ticket.reference
+    if ticket.durability is not None:
+        body["durability"] = ticket.durability.value
+        if ticket.pending is not None:
+            body["durability_pending"] = ticket.pending.value
     return body
 
 
@@ -326,6 +332,10 @@ def ticket_text(ticket: Ticket) -> str:
         ended = f',"{_ENDED_FIELDS[status]}":"{instant_text(ticket.ended_at)}"'
         if ticket.reference is not None:
             ended += f',"reference":{to_json(ticket.reference).decode()}'
+        if ticket.durability is not None:
+            ended += f',"durability":"{ticket.durability.value}"'
+            if ticket.pending is not None:
+                ended += f',"durability_pending":"{ticket.pending.value}"'
     return (
         f'{TICKET_BEGIN}{ticket.id}","sale":"{ticket.sale}","status":"{status.value}",{_lines_text(ticket.lines)},'
         f'"reserved_at":"{instant_text(ticket.reserved_at)}","expires_at":"{instant_text(ticket.expires_at)}",'
@@ -349,6 +359,7 @@ def sale_json(sale: Sale) -> dict[str, object]:
         "max_per_buyer": sale.max_per_buyer,
         "opens_at": None if sale.opens_at is None else instant_text(sale.opens_at),
         "closes_at": None if sale.closes_at is None else instant_text(sale.closes_at),
+        "durability": sale.durability,
         "sequence": sale.sequence,
         "capacity": sum(item.capacity for item in sale.items),
         "available": sum(item.available for item in sale.items),

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from aiohttp.http_exceptions import HttpProcessingError
 
-from holdfast.engine import Engine
+from holdfast.engine import Durability, Engine
 
 from .settings import ServeSettings
 
@@ -39,6 +39,8 @@ def engine_of(settings: ServeSettings, **more: Any) -> Engine:
         "data_dir": settings.data_dir,
         "secret": settings.secret,
         "redis_server": settings.redis_server,
+        "durability": Durability(settings.durability),
+        "replicas": settings.replicas,
         "snapshot_ms": settings.snapshot_ms,
         "retention_ms": settings.retention_ms,
     }

@@ -68,6 +68,7 @@ async def create_sale(request: web.Request) -> web.Response:
         max_per_buyer=body.max_per_buyer,
         opens_at=body.opens_at,
         closes_at=body.closes_at,
+        durability=body.durability,
     )
     return json_response(
         sale_json(sale), status=201 if sale.created else 200, headers={hdrs.LOCATION: f"/sales/{sale.id}"}

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast.engine import ConfigurationError
-from holdfast.engine.engine import RETENTION_MS_DEFAULT, SNAPSHOT_MS_DEFAULT
+from holdfast.engine import ConfigurationError, Durability
+from holdfast.engine.engine import REPLICAS_DEFAULT, RETENTION_MS_DEFAULT, SNAPSHOT_MS_DEFAULT
 
 from .context import AppConfig
 
@@ -64,6 +64,10 @@ class ServeSettings(Settings):
         A proxy, as an address or a network, whose X-Forwarded-For is believed; repeatable.
     allow_origin
         An origin whose pages may call, such as https://shop.example; repeatable.
+    durability
+        What a payment survives by default: memory, fsync, replica or stored.
+    replicas
+        Replicas of Redis that must have a payment at 'replica'.
     snapshot_ms
         Milliseconds between two copies of what is new into the store.
     retention_ms
@@ -81,6 +85,8 @@ class ServeSettings(Settings):
     buyer_token_key: str | None = field(default=None, repr=False)
     trusted_proxy: tuple[str, ...] = ()
     allow_origin: tuple[str, ...] = ()
+    durability: Durability = Durability.MEMORY
+    replicas: int = REPLICAS_DEFAULT
     snapshot_ms: int = SNAPSHOT_MS_DEFAULT
     retention_ms: int = RETENTION_MS_DEFAULT
     recover: bool = False
@@ -97,6 +103,10 @@ class ServeSettings(Settings):
             raise ConfigurationError(f"--port must lie between 0 and {PORT_MAX}, not {self.port}.")
         if not 1 <= self.workers <= WORKERS_MAX:
             raise ConfigurationError(f"--workers must lie between 1 and {WORKERS_MAX}, not {self.workers}.")
+        if self.durability not in frozenset(Durability):
+            raise ConfigurationError(f"--durability must be one of {', '.join(Durability)}, not '{self.durability}'.")
+        if self.replicas < 1:
+            raise ConfigurationError(f"--replicas must be at least 1, not {self.replicas}.")
         if self.snapshot_ms < 1:
             raise ConfigurationError(f"--snapshot-ms must be at least 1, not {self.snapshot_ms}.")
         if self.retention_ms < 0:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiohttp import hdrs, web
 
 from holdfast.engine import InvalidRequest, Line, Order, Payment, Status, Ticket
 
-from .bodies import idempotency_key, json_response, read_model, read_query, require_no_body
+from .bodies import (
+    PREFERENCE_APPLIED_HEADER,
+    idempotency_key,
+    json_response,
+    preference_applied,
+    preferred_durability,
+    read_model,
+    read_query,
+    require_no_body,
+)
 from .callers import Caller, asked_by, authenticate, authenticate_reader, require_buyer_name
 from .context import ENGINE, Headers
 from .models import PaymentBody, ReserveBody, ticket_json
@@ -15,8 +26,9 @@ from .sales import page_limit, sale_id
 _REPLAYED = {"Idempotent-Replayed": "true"}
 
 
-def _own_ticket(ticket: Ticket) -> web.Response:
-    return json_response(ticket_json(ticket, private=True), headers=_REPLAYED if ticket.replayed else None)
+def _own_ticket(ticket: Ticket, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    headers = {**(headers or {}), **(_REPLAYED if ticket.replayed else {})}
+    return json_response(ticket_json(ticket, private=True), status=status, headers=headers)
 
 
 def reserve_order(body: ReserveBody, caller: Caller, headers: Headers) -> Order:
@@ -54,10 +66,7 @@ async def reserve(request: web.Request) -> web.Response:
     body = await read_model(request, ReserveBody)
     order = reserve_order(body, caller, request.headers)
     ticket = await request.app[ENGINE].reserve(sale_id(request), **order._asdict())
-    headers: dict[str, str] = {hdrs.LOCATION: f"/tickets/{ticket.id}"}
-    if ticket.replayed:
-        headers.update(_REPLAYED)
-    return json_response(ticket_json(ticket, private=True), status=201, headers=headers)
+    return _own_ticket(ticket, status=201, headers={hdrs.LOCATION: f"/tickets/{ticket.id}"})
 
 
 async def list_tickets(request: web.Request) -> web.Response:
@@ -101,7 +110,14 @@ async def pay(request: web.Request) -> web.Response:
     read_query(request)
     body = await read_model(request, PaymentBody, may_be_empty=True)
     payment = confirm_payment(request.match_info["ticket"], body, caller, request.headers)
-    return _own_ticket(await request.app[ENGINE].confirm(**payment._asdict()))
+    preferred = preferred_durability(request.headers)
+    ticket = await request.app[ENGINE].confirm(**payment._asdict(), durability=preferred)
+    if ticket.pending is not None:
+        return _own_ticket(ticket, status=202)
+    applied: dict[str, str] = {}
+    if preferred is not None:
+        applied[PREFERENCE_APPLIED_HEADER] = preference_applied(ticket.durability)
+    return _own_ticket(ticket, headers=applied)
 
 
 async def cancel(request: web.Request) -> web.Response:

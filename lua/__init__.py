@@ -25,6 +25,7 @@ SCRIPTS = (
     "clear",
     "restore",
     "unfence",
+    "touch",
 )
 
 _INCLUDE = re.compile(r"^--@include\s+(\S+)\s*$")

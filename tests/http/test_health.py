@@ -30,3 +30,14 @@ async def test_not_ready_says_why(client: Any, engine: Engine, refused: Any, mon
     assert problem["reasons"] == ["'gig' is behind the store", "'duo' is being rebuilt"]
     assert problem["retry_after_ms"] > 0
     assert (await client.get("/healthz")).status == 200
+
+
+async def test_what_is_wrong_without_stopping_sales_is_an_alarm(
+    client: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def alarmed() -> Readiness:
+        return Readiness(True, (), ("the store does not answer",))
+
+    monkeypatch.setattr(engine, "readiness", alarmed)
+    ready = await client.get("/readyz")
+    assert (ready.status, await ready.json()) == (200, {"status": "ready", "alarms": ["the store does not answer"]})

@@ -55,6 +55,7 @@ STATUSES = {
     "unsupported_media_type": 415,
     "invalid_request": 422,
     "idempotency_key_reused": 422,
+    "durability_unavailable": 422,
     "internal_error": 500,
     "not_ready": 503,
     "overloaded": 503,

@@ -24,6 +24,7 @@ async def test_create_and_look(client: Any, operator: dict[str, str]) -> None:
         "max_per_buyer": None,
         "opens_at": None,
         "closes_at": None,
+        "durability": None,
         "capacity": 100,
         "available": 100,
         "reserved": 0,

@@ -1,0 +1,293 @@
+"""Payments that are to survive more than Redis' memory does: many of them, one wait.
+
+A payment is made like any other. Its caller hears of it once a wait has proved that the level asked for is reached. A
+wait that begins after a payment's reply covers it, whoever else paid meanwhile, in whatever sale. So all that come
+while one wait is under way share the next, and a slow disk makes groups larger instead of buyers slower one by one.
+
+The proof holds for one server process only. Whenever another one may have taken its place since the payment, nothing is
+proved, and the caller hears that the outcome is not known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from holdfast.engine.batcher import Waiter, tell
+from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.errors import DurabilityUnavailable, NotReady, OutcomeUnknown
+from holdfast.engine.scripts import Scripts
+from holdfast.engine.slots import Slot
+from holdfast.engine.snapshot import Snapshot
+from holdfast.engine.store import Cursor, StoreError
+from holdfast.engine.values import Durability, Ticket
+
+log = logging.getLogger("holdfast.durability")
+
+#: Seconds for which a payment waits for its level before its caller hears that it was not reached in time. With
+#: `appendfsync everysec` the disk is asked once a second, and a busy one takes another: a person waits that long.
+REACH_S = 3.0
+
+#: Milliseconds of one wait in Redis: those who come meanwhile wait for it, and a wait that ends is tried again.
+WAIT_MS = 1_000
+
+#: Seconds between two looks for payments that have waited too long, while the store or Redis is silent.
+LOOK_S = 0.5
+
+#: Seconds between two tries of a level that was not reached.
+AGAIN_S = 0.05
+
+#: Seconds for which replicas that were seen are believed to be there. Seeing again costs a round trip, nothing more.
+REPLICAS_SEEN_S = 1.0
+
+#: Seconds between two looks for a store that was away: each may take until the store's own time-outs are over.
+STORE_LOOK_S = 1.0
+
+#: The first version with WAITAOF. An older one is believed when it says that every write is on disk before its reply.
+WAITAOF_SINCE = (7, 2)
+
+
+class Assured:
+    """The waiter of a payment with a durability: hears the ticket, and tells it once that is reached.
+
+    Parameters
+    ----------
+    waiter: who asked.
+    """
+
+    __slots__ = ("_assurance", "generation", "give_up", "level", "position", "slot", "ticket", "waiter")
+
+    def __init__(self, waiter: Waiter, slot: Slot, level: Durability, assurance: Assurance) -> None:
+        self.waiter = waiter
+        self.slot = slot
+        self.level = level
+        self._assurance = assurance
+
+    def done(self) -> bool:
+        """As of the one who asked."""
+        return self.waiter.done()
+
+    def set_result(self, ticket: Ticket, /) -> None:
+        """Redis has the payment."""
+        self.ticket = ticket
+        self.generation = self.slot.generation
+        self.position = self.slot.position
+        self.give_up = asyncio.get_running_loop().time() + REACH_S
+        self._assurance.add(self)
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """There is no payment."""
+        self.waiter.set_exception(error)
+
+    def reached(self) -> None:
+        """It is as durable as was asked."""
+        if not self.waiter.done():
+            self.waiter.set_result(self.ticket._replace(durability=self.level))
+
+    def not_reached(self) -> None:
+        """It is not, in time."""
+        if not self.waiter.done():
+            self.waiter.set_result(self.ticket._replace(durability=Durability.MEMORY, pending=self.level))
+
+
+class Assurance:
+    """Waits for what payments were promised.
+
+    Parameters
+    ----------
+    replicas: how many must have a payment at `replica`.
+    """
+
+    def __init__(self, server: Server, scripts: Scripts, snapshot: Snapshot, replicas: int) -> None:
+        self._server = server
+        self._scripts = scripts
+        self._snapshot = snapshot
+        self._replicas = replicas
+        self._pending: dict[Durability, list[Assured]] = {level: [] for level in Durability}
+        self._tasks: dict[Durability, asyncio.Task[None]] = {}
+        #: Levels that were found to be available: how many connections there had been, and when.
+        self._available: dict[Durability, tuple[int, float]] = {}
+        #: Whether every write is on disk before its reply, so that nothing is left to wait for.
+        self._always = False
+        self._failing: set[Durability] = set()
+        self._looked_for_store = -STORE_LOOK_S
+
+    # -- what can be had -------------------------------------------------------------------------------------------
+
+    def known_available(self, level: Durability) -> bool:
+        """Whether `require` would return at once. What the server says is believed until a connection is made anew."""
+        if level is Durability.MEMORY:
+            return True
+        if level is Durability.STORED:
+            return self._snapshot.away is None
+        connects, seen = self._available.get(level, (-1, 0.0))
+        fresh = level is Durability.FSYNC or asyncio.get_running_loop().time() < seen + REPLICAS_SEEN_S
+        return connects == self._server.connects and fresh
+
+    async def _find_store(self) -> None:
+        """Looks whether the store is back, one caller at a time; the others hear that it is not."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._looked_for_store + STORE_LOOK_S:
+            self._looked_for_store = now
+            with contextlib.suppress(StoreError, NotSent, NoReply):
+                await self._snapshot.run()
+        if self._snapshot.away is not None:
+            raise NotReady(f"payments are to be stored, and {self._snapshot.away}")
+
+    async def require(self, level: Durability) -> None:
+        """Returns when payments can be had at this level.
+
+        Raises
+        ------
+        DurabilityUnavailable: not in this deployment.
+        NotReady: not now, since Redis or the store does not answer.
+        """
+        if self.known_available(level):
+            return
+        if level is Durability.STORED:
+            await self._find_store()
+            return
+        connects, seen = self._server.connects, asyncio.get_running_loop().time()
+        try:
+            why_not = await (self._no_fsync() if level is Durability.FSYNC else self._no_replica())
+        except (NotSent, NoReply) as error:
+            raise NotReady(str(error)) from error
+        if why_not:
+            self._available.pop(level, None)
+            raise DurabilityUnavailable(level, why_not)
+        # What was asked may have needed a connection itself.
+        self._available[level] = max(connects, self._server.connects), seen
+
+    async def _no_fsync(self) -> str | None:
+        """Why payments cannot be on disk before they are acknowledged; None when they can."""
+        asked = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
+        replies = await self._server.pipeline([("CONFIG", "GET", name) for name in asked])
+        appendonly, appendfsync, pauses = (_setting(reply) for reply in replies)
+        if appendonly == "no":
+            return "Redis writes no append-only file; set appendonly yes"
+        version = tuple(int(part) for part in self._server.version.split(".")[:2] if part.isdecimal())
+        self._always = version < WAITAOF_SINCE
+        if appendfsync == "no":
+            return "Redis leaves it to the system when its append-only file reaches the disk; set appendfsync everysec"
+        if self._always and appendfsync != "always":
+            return (
+                f"Redis {self._server.version} can only give it with appendfsync always, and has "
+                f"{appendfsync or 'not told (CONFIG GET is not allowed)'}; set that, or use Redis 7.2 or newer"
+            )
+        if self._always and pauses != "no":
+            return "Redis stops to sync while it rewrites its append-only file; set no-appendfsync-on-rewrite no"
+        return None
+
+    async def _no_replica(self) -> str | None:
+        """Why payments cannot be on replicas before they are acknowledged; None when they can."""
+        replication = await self._server.info("replication")
+        online = sum("state=online" in value for value in replication.values())
+        if online < self._replicas:
+            return f"{online} replicas are connected to Redis, and {self._replicas} must have a payment"
+        return None
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    def add(self, payment: Assured) -> None:
+        """Has a payment that Redis has told of wait for its level."""
+        self._pending[payment.level].append(payment)
+        if payment.level not in self._tasks:
+            self._tasks[payment.level] = asyncio.create_task(self._work(payment.level))
+
+    async def drained(self) -> None:
+        """Returns once no payment waits."""
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    async def _work(self, level: Durability) -> None:
+        pending, loop = self._pending[level], asyncio.get_running_loop()
+        try:
+            while pending:
+                group, pending[:] = pending[:], []
+                proving = asyncio.create_task(self._prove(level, group))
+                while not (await asyncio.wait({proving}, timeout=LOOK_S))[0]:
+                    for payment in group:
+                        if loop.time() >= payment.give_up:
+                            payment.not_reached()
+                proof = proving.result()
+                # Compared last: whatever took the server's place while we waited was noticed on the way.
+                generation, now = self._server.generation, loop.time()
+                for payment in group:
+                    if payment.generation != generation or proof.contradicts(payment):
+                        tell(payment.waiter, OutcomeUnknown())
+                    elif proof.covers(payment):
+                        payment.reached()
+                    elif now >= payment.give_up:
+                        payment.not_reached()
+                    elif not payment.done():
+                        pending.append(payment)
+                if pending and not proof.holds:
+                    await asyncio.sleep(AGAIN_S)
+        finally:
+            del self._tasks[level]
+
+    async def _prove(self, level: Durability, group: Sequence[Assured]) -> Proof:
+        """What one wait has proved of these payments."""
+        try:
+            if level is Durability.STORED:
+                proof = Proof(True, await self._snapshot.reach({payment.slot.name for payment in group}))
+            elif level is Durability.REPLICA:
+                proof = Proof(await self._waited(group, "WAIT", self._replicas) >= self._replicas)
+            elif self._always:
+                proof = Proof(True)
+            else:
+                proof = Proof((await self._waited(group, "WAITAOF", 1, 0))[0] >= 1)
+        except (NotSent, NoReply, StoreError, RedisError) as error:
+            if level not in self._failing:
+                self._failing.add(level)
+                log.error("payments do not get to be '%s': %s", level, error)
+            return Proof(False)
+        except Exception:
+            log.exception("payments do not get to be '%s'", level)
+            return Proof(False)
+        if level in self._failing and proof.holds:
+            self._failing.discard(level)
+            log.warning("payments get to be '%s' again", level)
+        return proof
+
+    async def _waited(self, group: Sequence[Assured], *command: Any) -> Any:
+        return await self._scripts.wait(group[0].slot.keys, (*command, WAIT_MS))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a wait has shown.
+
+    Parameters
+    ----------
+    holds: the wait was met. cursors: what it says of each slot, if that differs: how far the store has come.
+    """
+
+    holds: bool
+    cursors: Mapping[str, Cursor] | None = None
+
+    def covers(self, payment: Assured) -> bool:
+        """Whether the payment is as durable as was asked."""
+        if self.cursors is None:
+            return self.holds
+        cursor, position = self.cursors[payment.slot.name], payment.position
+        return cursor.epoch == position.epoch and cursor.sequence >= position.sequence
+
+    def contradicts(self, payment: Assured) -> bool:
+        """Whether the sale was recovered since the payment, which may have been lost by then."""
+        return self.cursors is not None and self.cursors[payment.slot.name].epoch > payment.position.epoch
+
+
+def _setting(reply: Any) -> str | None:
+    """The one value that CONFIG GET answered; None when it is not told."""
+    if isinstance(reply, Exception) or len(reply) == 0:
+        return None
+    # A map in the newer protocol.
+    value = next(iter(reply.values())) if isinstance(reply, dict) else reply[1]
+    return str(value.decode())
