@@ -111,7 +111,8 @@ def test_latencies_by_when_they_were_due(bench: Any) -> None:
 
 #: The rows of the table of figures to reach, and those beside it.
 TABLE = [
-    "reserve", "pay", "sold-out", "cpu", "postgres", "engine-reserve", "engine-pairs", "engine-batches", "batch",
+    "reserve", "pay", "sold-out", "cpu", "postgres", "engine-reserve", "engine-pairs", "engine-batches",
+    "durability", "batch",
     "redis-cpu", "memory", "latency", "expiry-100k", "expiry-1m", "snapshot",
 ]  # fmt: skip
 BESIDE = ["workers"]

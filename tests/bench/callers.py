@@ -25,7 +25,7 @@ from typing import Any
 import redis.asyncio as redis_asyncio
 import uvloop
 
-from holdfast.engine import Engine
+from holdfast.engine import Durability, Engine
 from holdfast.engine.identity import random_id
 
 from .measure import cpu_seconds
@@ -54,7 +54,7 @@ class Options:
     mode: `engine-reserve`, `engine-pairs` (reserve, then confirm) or `redis-py`.
     redis: its address. redis_pid: its process, whose CPU time is taken.
     directory: for the engine's store.
-    callers: how many at the same time. pool: connections of redis-py.
+    callers: how many at the same time. pool: connections of redis-py. durability: of payments.
     """
 
     mode: str
@@ -64,6 +64,7 @@ class Options:
     callers: int
     seconds: float
     pool: int = 0
+    durability: str = "memory"
 
 
 class Meter:
@@ -102,7 +103,7 @@ async def engine_calls(options: Options, meter: Meter) -> dict[str, Any]:
     numbers = itertools.count()
     async with Engine.connect(options.redis, store=store, secret="bench-secret-bench-secret") as engine:
         await engine.create_sale("hot", name="Hot", capacity=CAPACITY, max_per_buyer=MAX_PER_BUYER)
-        pairs = options.mode == "engine-pairs"
+        pairs, durability = options.mode == "engine-pairs", Durability(options.durability)
 
         async def reserve() -> None:
             await engine.reserve("hot", buyer=f"buyer-{next(numbers)}", quantity=1)
@@ -110,7 +111,9 @@ async def engine_calls(options: Options, meter: Meter) -> dict[str, Any]:
         async def pair() -> None:
             buyer = f"buyer-{next(numbers)}"
             ticket = await engine.reserve("hot", buyer=buyer, quantity=1)
-            await engine.confirm(ticket.id, buyer=buyer)
+            paid = await engine.confirm(ticket.id, buyer=buyer, durability=durability)
+            if paid.pending is not None:
+                raise RuntimeError(f"a payment was not '{durability}' in time")
 
         async with redis_asyncio.from_url(options.redis) as client:
             calls_before = await _xadd_calls(client)

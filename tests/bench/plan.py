@@ -141,12 +141,15 @@ class Bench:
             kind.name: kind
             for kind in (
                 stacks.Holdfast,
+                stacks.HoldfastFsync,
+                stacks.HoldfastStored,
                 stacks.HoldfastRareSnapshots,
                 stacks.HoldfastTwoWorkers,
                 stacks.Fastify,
                 stacks.Postgres,
                 stacks.Callers,
                 stacks.CallersFsync,
+                stacks.CallersStored,
                 stacks.RedisPy,
                 stacks.FlashScript,
             )

@@ -154,7 +154,8 @@ RARE = Run("holdfast, no snapshots", "reserve")
 WORKERS = Run("holdfast, 2 workers", "reserve")
 LATENCY, BARE_LATENCY = Run(HOLDFAST, "at rate"), Run(BARE, "at rate")
 ENGINE, PAIRS, BATCHES = Run("engine", "reserve"), Run("engine", "pairs"), Run("engine", "batches")
-BATCHES_FSYNC = Run("engine, appendfsync always", "batches")
+BATCHES_FSYNC, BATCHES_STORED = Run("engine, fsync", "batches"), Run("engine, stored", "batches")
+PAY_FSYNC, PAY_STORED = Run("holdfast, fsync", "pay"), Run("holdfast, stored", "pay")
 REDIS_PY = Run("redis-py", "reserve")
 FLASH_1, FLASH_16 = Run("flash-sale script", "1"), Run("flash-sale script", "16")
 
@@ -332,21 +333,46 @@ def engine_batches(bench: Bench) -> list[Figure]:
         ),
         Figure(
             "the same with durability fsync",
-            skipped="Holdfast has no durability 'fsync' yet; below, a Redis with appendfsync always",
+            "flash-sale script, pipeline of 16, calls/s (everysec)",
+            bench.spread(BATCHES_FSYNC, per_redis_core),
+            bench.rates(FLASH_16),
+            "/s",
+            bench.ratio(BATCHES_FSYNC, FLASH_16, per_redis_core, rate),
+            note=f"appendfsync always; {bench.rates(BATCHES_FSYNC).median:,.0f} pairs/s",
         ),
     ]
-    if BATCHES_FSYNC in bench.samples:
-        figures.append(
-            Figure(
-                "the same on a Redis with appendfsync always, pairs/s per Redis core",
-                "flash-sale script, pipeline of 16, calls/s (everysec)",
-                bench.spread(BATCHES_FSYNC, per_redis_core),
-                bench.rates(FLASH_16),
-                "/s",
-                bench.ratio(BATCHES_FSYNC, FLASH_16, per_redis_core, rate),
-                note=f"{bench.rates(BATCHES_FSYNC).median:,.0f} pairs/s",
-            )
+    return figures
+
+
+def durability(bench: Bench) -> list[Figure]:
+    title = "HTTP reserve + pay, whole flow, payments at "
+    figures = [
+        Figure(
+            f"{title}{level}",
+            "the same at memory",
+            bench.rates(run),
+            bench.rates(PAY),
+            "/s",
+            bench.ratio(run, PAY, rate),
+            target,
         )
+        for level, run, target in (("stored", PAY_STORED, Target("at least", 0.5)), ("fsync", PAY_FSYNC, None))
+    ]
+    figures += [
+        Figure(
+            f"engine.reserve then confirm at {level}, 1,500 callers, pairs/s",
+            "the same at memory",
+            bench.rates(run),
+            bench.rates(BATCHES),
+            "/s",
+            bench.ratio(run, BATCHES, rate),
+            target,
+        )
+        for level, run, target in (
+            ("stored", BATCHES_STORED, Target("at least", 0.5)),
+            ("fsync", BATCHES_FSYNC, None),
+        )
+    ]
     return figures
 
 
@@ -547,8 +573,13 @@ ROWS: tuple[Row, ...] = (
         "engine-batches",
         "reserve + confirm in full batches, pairs/s per Redis core",
         engine_batches,
-        (BATCHES, FLASH_1, FLASH_16),
-        optional=(BATCHES_FSYNC,),
+        (BATCHES, BATCHES_FSYNC, FLASH_1, FLASH_16),
+    ),
+    Row(
+        "durability",
+        "payments that survive more than Redis' memory",
+        durability,
+        (PAY, PAY_STORED, PAY_FSYNC, BATCHES, BATCHES_STORED, BATCHES_FSYNC),
     ),
     Row("batch", "batch call over HTTP, reservations/s", batch, (BATCH, RESERVE)),
     Row("redis-cpu", "Redis CPU per HTTP reservation, all features on", redis_cpu, work=special.redis_cpu),
@@ -595,7 +626,7 @@ def _distinct(rows: Sequence[Row], of: Callable[[Row], Sequence[Run]]) -> list[R
 def measure(bench: Bench, rows: Sequence[Row]) -> None:
     """Everything that these rows need: over HTTP, at a rate, in one process, and what rows do by themselves."""
     runs = _distinct(rows, lambda row: (*row.runs, *row.optional))
-    in_process = {"engine", "engine, appendfsync always", "redis-py", "flash-sale script"}
+    in_process = {"engine", "engine, fsync", "engine, stored", "redis-py", "flash-sale script"}
     began = time.monotonic()
     bench.take_turns([run for run in runs if run.stack not in in_process], bench.saturated)
     latency_runs = _distinct(rows, lambda row: row.latency)

@@ -508,6 +508,20 @@ class HoldfastRareSnapshots(Holdfast):
     options = ("--snapshot-ms", "3600000")
 
 
+class HoldfastFsync(Holdfast):
+    """The same with every payment on Redis' disk before it is acknowledged."""
+
+    name = "holdfast, fsync"
+    options = ("--durability", "fsync")
+
+
+class HoldfastStored(Holdfast):
+    """The same with every payment in the store before it is acknowledged."""
+
+    name = "holdfast, stored"
+    options = ("--durability", "stored")
+
+
 class HoldfastTwoWorkers(Holdfast):
     """The same with two workers, which may use both cores."""
 
@@ -729,6 +743,7 @@ class Callers(Stack):
 
     name = "engine"
     appendfsync: ClassVar[str] = "everysec"
+    durability: ClassVar[str] = "memory"
 
     #: For each scenario the mode of `callers.py` and the callers. `batches` has so many that every batch is full.
     SCENARIOS: ClassVar[dict[str, tuple[str, int]]] = {
@@ -752,7 +767,7 @@ class Callers(Stack):
         try:
             options = {
                 "mode": mode, "redis": server.url, "redis_pid": server.pid, "directory": str(directory),
-                "callers": callers, "seconds": seconds, "pool": pool,
+                "callers": callers, "seconds": seconds, "pool": pool, "durability": self.durability,
             }  # fmt: skip
             result = run_module("callers", options, self.cores.server)
         finally:
@@ -765,11 +780,18 @@ class Callers(Stack):
 
 
 class CallersFsync(Callers):
-    """The same on a Redis with `appendfsync always`: what a sync to disk for each write costs, not a durability of the
-    product."""
+    """The same with every payment on Redis' disk before it is acknowledged."""
 
-    name = "engine, appendfsync always"
+    name = "engine, fsync"
     appendfsync = "always"
+    durability = "fsync"
+
+
+class CallersStored(Callers):
+    """The same with every payment in the store before it is acknowledged."""
+
+    name = "engine, stored"
+    durability = "stored"
 
 
 class RedisPy(Callers):
