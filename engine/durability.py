@@ -19,14 +19,14 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from holdfast.engine.batcher import Waiter, tell
+from holdfast.engine.batcher import tell
 from holdfast.engine.connection import NoReply, NotSent, Server
-from holdfast.engine.errors import DurabilityUnavailable, NotReady, OutcomeUnknown
+from holdfast.engine.errors import DurabilityUnavailable, HoldfastError, NotReady, OutcomeUnknown
 from holdfast.engine.scripts import Scripts
-from holdfast.engine.slots import Slot
 from holdfast.engine.snapshot import Snapshot
 from holdfast.engine.store import Cursor, StoreError
-from holdfast.engine.values import Durability, Ticket
+from holdfast.engine.transitions import Assured
+from holdfast.engine.values import Durability
 
 log = logging.getLogger("holdfast.durability")
 
@@ -51,49 +51,6 @@ STORE_LOOK_S = 1.0
 
 #: The first version with WAITAOF. An older one is believed when it says that every write is on disk before its reply.
 WAITAOF_SINCE = (7, 2)
-
-
-class Assured:
-    """The waiter of a payment with a durability: hears the ticket, and tells it once that is reached.
-
-    Parameters
-    ----------
-    waiter: who asked.
-    """
-
-    __slots__ = ("_assurance", "generation", "give_up", "level", "position", "slot", "ticket", "waiter")
-
-    def __init__(self, waiter: Waiter, slot: Slot, level: Durability, assurance: Assurance) -> None:
-        self.waiter = waiter
-        self.slot = slot
-        self.level = level
-        self._assurance = assurance
-
-    def done(self) -> bool:
-        """As of the one who asked."""
-        return self.waiter.done()
-
-    def set_result(self, ticket: Ticket, /) -> None:
-        """Redis has the payment."""
-        self.ticket = ticket
-        self.generation = self.slot.generation
-        self.position = self.slot.position
-        self.give_up = asyncio.get_running_loop().time() + REACH_S
-        self._assurance.add(self)
-
-    def set_exception(self, error: BaseException, /) -> None:
-        """There is no payment."""
-        self.waiter.set_exception(error)
-
-    def reached(self) -> None:
-        """It is as durable as was asked."""
-        if not self.waiter.done():
-            self.waiter.set_result(self.ticket._replace(durability=self.level))
-
-    def not_reached(self) -> None:
-        """It is not, in time."""
-        if not self.waiter.done():
-            self.waiter.set_result(self.ticket._replace(durability=Durability.MEMORY, pending=self.level))
 
 
 class Assurance:
@@ -196,6 +153,7 @@ class Assurance:
 
     def add(self, payment: Assured) -> None:
         """Has a payment that Redis has told of wait for its level."""
+        payment.give_up = asyncio.get_running_loop().time() + REACH_S
         self._pending[payment.level].append(payment)
         if payment.level not in self._tasks:
             self._tasks[payment.level] = asyncio.create_task(self._work(payment.level))
@@ -239,11 +197,11 @@ class Assurance:
                 proof = Proof(True, await self._snapshot.reach({payment.slot.name for payment in group}))
             elif level is Durability.REPLICA:
                 proof = Proof(await self._waited(group, "WAIT", self._replicas) >= self._replicas)
-            elif self._always:
-                proof = Proof(True)
             else:
-                proof = Proof((await self._waited(group, "WAITAOF", 1, 0))[0] >= 1)
-        except (NotSent, NoReply, StoreError, RedisError) as error:
+                # Asked again when a connection was made since: the server may have been started anew, set otherwise.
+                await self.require(level)
+                proof = Proof(self._always or (await self._waited(group, "WAITAOF", 1, 0))[0] >= 1)
+        except (NotSent, NoReply, StoreError, RedisError, HoldfastError) as error:
             if level not in self._failing:
                 self._failing.add(level)
                 log.error("payments do not get to be '%s': %s", level, error)

@@ -23,7 +23,7 @@ from holdfast.engine import checks
 from holdfast.engine.background import Background
 from holdfast.engine.batcher import Call, Waiter, collected
 from holdfast.engine.connection import NoReply, NotSent, Server
-from holdfast.engine.durability import Assurance, Assured
+from holdfast.engine.durability import Assurance
 from holdfast.engine.embedded import Appendfsync, EmbeddedRedis
 from holdfast.engine.errors import (
     CapacityInUse,
@@ -55,7 +55,7 @@ from holdfast.engine.slots import Slot, Slots
 from holdfast.engine.snapshot import FOLD_PAUSE_S, Snapshot
 from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
 from holdfast.engine.sweeper import Sweeper
-from holdfast.engine.transitions import APPROVED, DECLINED, KEYED, RANDOM, Transitions
+from holdfast.engine.transitions import APPROVED, DECLINED, KEYED, RANDOM, Assured, Transitions
 from holdfast.engine.values import (
     Durability,
     Expiration,
@@ -655,7 +655,7 @@ class Engine:
 
     def _assured(self, waiter: Waiter, slot: Slot, level: Durability) -> Waiter:
         """Whoever hears the ticket first, so that `waiter` hears it once it is as durable as this."""
-        return waiter if level is Durability.MEMORY else Assured(waiter, slot, level, self._assurance)
+        return waiter if level is Durability.MEMORY else Assured(waiter, slot, level, self._assurance.add)
 
     async def confirm_many(
         self, sale: str, entries: Sequence[Payment], *, durability: Durability | None = None

@@ -16,7 +16,7 @@ answer that needs another look (at the store, after a sweep) goes on in a task o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from holdfast.engine.batcher import Call, Waiter, tell
@@ -62,6 +62,61 @@ APPROVED, DECLINED = "a", "d"
 
 #: Columns of a payment's call with its waiter, by which it is told from a cancellation.
 PAYMENT_COLUMNS = 5
+
+
+class Assured:
+    """The waiter of a payment with a durability: hears the ticket, and tells it once that is reached.
+
+    Parameters
+    ----------
+    waiter: who asked. add: takes this, once Redis has the payment.
+
+    Attributes
+    ----------
+    generation, position: of the server and of the slot's ledger, when Redis answered.
+    give_up: when it has waited too long, by the loop's clock.
+    """
+
+    __slots__ = ("_add", "_heard", "generation", "give_up", "level", "position", "slot", "ticket", "waiter")
+
+    def __init__(self, waiter: Waiter, slot: Slot, level: Durability, add: Callable[[Assured], None]) -> None:
+        self.waiter = waiter
+        self.slot = slot
+        self.level = level
+        self.give_up = 0.0
+        self._add = add
+        self._heard = False
+
+    def done(self) -> bool:
+        """As of the one who asked."""
+        return self.waiter.done()
+
+    def hear(self) -> None:
+        """Redis has answered, and the answer needs another look: whatever takes its place meanwhile has not."""
+        if not self._heard:
+            self._heard = True
+            self.generation = self.slot.generation
+            self.position = self.slot.position
+
+    def set_result(self, ticket: Ticket, /) -> None:
+        """Redis has the payment."""
+        self.hear()
+        self.ticket = ticket
+        self._add(self)
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """There is no payment."""
+        self.waiter.set_exception(error)
+
+    def reached(self) -> None:
+        """It is as durable as was asked."""
+        if not self.waiter.done():
+            self.waiter.set_result(self.ticket._replace(durability=self.level))
+
+    def not_reached(self) -> None:
+        """It is not, in time."""
+        if not self.waiter.done():
+            self.waiter.set_result(self.ticket._replace(durability=Durability.MEMORY, pending=self.level))
 
 
 class Transitions:
@@ -319,6 +374,8 @@ class Transitions:
     # -- answers that need another look ----------------------------------------------------------------------------
 
     def _follow(self, waiter: Waiter, work: Coroutine[Any, Any, Ticket | None]) -> None:
+        if isinstance(waiter, Assured):
+            waiter.hear()
         self._start(_settle(waiter, work))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

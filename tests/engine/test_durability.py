@@ -142,6 +142,29 @@ async def test_an_old_server_gives_fsync_only_when_it_syncs_every_write(
         assert (await bought(engine, Durability.FSYNC)).durability is Durability.FSYNC
 
 
+async def test_a_server_that_comes_back_with_other_settings_does_not_give_fsync(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its settings and the payment Redis is started anew, without what was seen."""
+    monkeypatch.setattr(durability_module, "REACH_S", 0.5)
+    server = start("installed", *ALWAYS)
+    async with connect(server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=100)
+        ticket = await engine.reserve("gig", buyer="ann", quantity=1)
+        require = engine._assurance.require
+
+        async def restarted(level: Durability) -> None:
+            await require(level)
+            monkeypatch.setattr(engine._assurance, "require", require)
+            server.kill()
+            server._options = EVERYSEC
+            server.start()
+
+        monkeypatch.setattr(engine._assurance, "require", restarted)
+        late = await engine.confirm(ticket.id, buyer="ann", key="k", durability=Durability.FSYNC)
+        assert (late.status, late.pending) == (Status.PURCHASED, Durability.FSYNC)
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
