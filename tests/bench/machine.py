@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import postgresql
+
 from holdfast.engine.embedded import candidates
 
 #: The packages of Debian behind the commands that we use.
@@ -28,9 +30,6 @@ PACKAGES = {
 
 #: The Python packages whose versions belong to the figures.
 PYTHON_PACKAGES = ("holdfast", "aiohttp", "uvloop", "redis", "hiredis", "pydantic", "asyncpg")
-
-#: Where Debian keeps PostgreSQL's servers, which are not on PATH.
-POSTGRES_HOME = Path("/usr/lib/postgresql")
 
 #: What Fastify 5 needs. Debian 12 has 18, so that Node is used where it is and never installed.
 NODE_MAJOR_MIN = 20
@@ -102,10 +101,8 @@ def redis_server() -> str:
 
 def _installed(command: str) -> str | None:
     if command == "postgres":
-        homes = POSTGRES_HOME.iterdir() if POSTGRES_HOME.is_dir() else ()
-        servers = [home / "bin" / "postgres" for home in homes if (home / "bin" / "postgres").exists()]
-        newest = max(servers, key=lambda server: float(server.parent.parent.name), default=None)
-        return str(newest) if newest else shutil.which("postgres")
+        folder = postgresql.binaries()
+        return str(folder / "postgres") if folder else None
     return shutil.which(command)
 
 
@@ -179,26 +176,6 @@ def node_packages() -> tuple[str, Path]:
             raise Missing(f"npm could not install fastify and ioredis (exit status {done.returncode})")
         stamp.write_text(wanted)
     return node, NODE_BUILD / "node_modules"
-
-
-def postgres_user() -> str | None:
-    """Whom PostgreSQL runs as: it refuses root. None is ourselves.
-
-    Raises
-    ------
-    Missing: we are root and there is no user for it.
-    """
-    if os.geteuid() != 0:
-        return None
-    import pwd
-
-    for name in ("postgres", "nobody"):
-        try:
-            pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return name
-    raise Missing("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
 
 
 def scratch() -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+import postgresql
 import redis
 
 from holdfast.engine.keys import slot_keys
@@ -666,24 +667,22 @@ class Postgres(HttpStack):
         self._database: Child | None = None
 
     def start(self) -> None:
-        server, user = machine.find("postgres"), machine.postgres_user()
+        server = machine.find("postgres")
+        try:
+            user = postgresql.user()
+        except LookupError as error:
+            raise machine.Missing(str(error)) from error
         self.directory.mkdir()
         self.directory.chmod(0o755)
         cluster = self.directory / "pg"
         cluster.mkdir()
         if user is not None:
-            shutil.chown(cluster, user, user if user != "nobody" else None)
+            shutil.chown(cluster, user)
         data = cluster / "data"
-        made = subprocess.run(
-            [str(Path(server).with_name("initdb")), "-D", str(data), "-U", "bench", "--auth=trust", "-E", "UTF8"],
-            cwd=cluster,
-            capture_output=True,
-            text=True,
-            user=user,
-            extra_groups=[] if user else None,
-        )
-        if made.returncode != 0:
-            raise Wrong(f"initdb failed: {made.stderr.strip()[-500:]}")
+        try:
+            postgresql.make_cluster(Path(server).parent, data, "bench", "--auth=trust")
+        except subprocess.CalledProcessError as error:
+            raise Wrong(f"initdb failed: {error.stderr.strip()[-500:]}") from error
         settings = {**self.SETTINGS, "unix_socket_directories": str(cluster)}
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         (self.directory / "db").mkdir()

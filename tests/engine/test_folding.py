@@ -30,19 +30,14 @@ from holdfast.engine.store import Copied, Cursor, Store, StoreError, TicketQuery
 EXAMPLES = int(os.environ.get("HOLDFAST_EXAMPLES", "30"))
 
 
-def connect(server: Any, tmp_path: Path, **options: Any) -> Engine:
-    return Engine.connect(server.url, store=f"sqlite:///{tmp_path / 'store.db'}", **({"snapshot_ms": None} | options))
-
-
-def rows(tmp_path: Path, query: str) -> list[tuple[Any, ...]]:
-    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as db:
-        return db.execute(query).fetchall()
+def connect(server: Any, store_at: Any, **options: Any) -> Engine:
+    return Engine.connect(server.url, store=store_at.url, **({"snapshot_ms": None} | options))
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, times: int = 1) -> AsyncIterator[list[Store]]:
-    """The same file, opened as several processes would."""
-    stores = [open_store(f"sqlite:///{path / 'store.db'}") for _ in range(times)]
+async def opened(store_at: Any, times: int = 1) -> AsyncIterator[list[Store]]:
+    """The same store, opened as several processes would."""
+    stores = [open_store(store_at.url) for _ in range(times)]
     async with contextlib.AsyncExitStack() as closing:
         for store in stores:
             closing.push_async_callback(store.close)
@@ -126,14 +121,28 @@ def told(entries: list[Entry]) -> tuple[dict[str, Record], int]:
     return tickets, wrong
 
 
+SCRIPTS = st.lists(st.lists(LINES, min_size=1, max_size=4), min_size=1, max_size=12)
+
+
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(data=st.data(), script=st.lists(st.lists(LINES, min_size=1, max_size=4), min_size=1, max_size=12))
-def test_any_ledger_folded_in_any_steps(data: st.DataObject, script: list[list[tuple[str, int, int]]]) -> None:
+@given(data=st.data(), script=SCRIPTS)
+def test_any_ledger_folded_in_any_steps(fresh_store: Any, data: st.DataObject, script: Any) -> None:
+    any_ledger(fresh_store, "sqlite", data, script)
+
+
+# Fewer, since a question takes ten times as long.
+@settings(max_examples=max(1, EXAMPLES // 4), deadline=None)
+@given(data=st.data(), script=SCRIPTS)
+def test_any_ledger_folded_in_any_steps_in_postgresql(fresh_store: Any, data: st.DataObject, script: Any) -> None:
+    any_ledger(fresh_store, "postgresql", data, script)
+
+
+def any_ledger(fresh_store: Any, kind: str, data: st.DataObject, script: list[list[tuple[str, int, int]]]) -> None:
     entries = written(script)
 
-    async def check(path: Path) -> None:
-        async with opened(path, 2) as stores:
-            for each in stores:
+    async def check(store_at: Any) -> None:
+        async with opened(store_at, 2) as stores:
+            for each in stores if kind == "sqlite" else ():
                 each._write_db.execute("PRAGMA synchronous = OFF")  # type: ignore[attr-defined]
             await begin(stores[0])
             cursor, done, alarms = Cursor(1, 1), 0, 0
@@ -153,22 +162,23 @@ def test_any_ledger_folded_in_any_steps(data: st.DataObject, script: list[list[t
                     assert progress.folded > before or not folded.left
                     if done == len(entries) and not folded.left:
                         break
-                # Whoever asks for one ticket hears of everything that was copied.
-                tickets, _ = told(entries[:done])
-                for id in [f"{who:t>22}" for who in range(11)]:
-                    assert await store.ticket("gig", id) == tickets.get(id)
+                else:
+                    # Whoever asks for one ticket hears of everything that was copied.
+                    tickets, _ = told(entries[:done])
+                    for id in [f"{who:t>22}" for who in range(11)]:
+                        assert await store.ticket("gig", id) == tickets.get(id)
             tickets, wrong = told(entries)
             assert {record.id: record for record in await everything(stores[1])} == tickets
             assert bool(alarms) == bool(wrong)
-            assert len(rows(path, "SELECT * FROM alarms")) == alarms
+            assert len(store_at.rows("SELECT * FROM alarms")) == alarms
             assert (await stores[1].ledger("gig", Cursor(0, 0), 1000))[1:] == entries
 
     with tempfile.TemporaryDirectory() as path:
-        asyncio.run(check(Path(path)))
+        asyncio.run(check(fresh_store(kind, Path(path))))
 
 
-async def test_a_ledger_entry_that_exceeds_the_step_is_folded_whole(tmp_path: Path) -> None:
-    async with opened(tmp_path) as (store,):
+async def test_a_ledger_entry_that_exceeds_the_step_is_folded_whole(store_at: Any) -> None:
+    async with opened(store_at) as (store,):
         await begin(store)
         await store.append([Copied("gig", Cursor(1, 1), [reserved(2, 50, 5), reserved(52, 50, 6)])])
         assert (await store.fold({"gig": 101}, 1)).left == 100
@@ -180,13 +190,14 @@ async def test_a_ledger_entry_that_exceeds_the_step_is_folded_whole(tmp_path: Pa
 # -- interrupted, and by several at once -----------------------------------------------------------------------------
 
 
-async def test_several_fold_and_copy_at_once(tmp_path: Path) -> None:
-    async with opened(tmp_path, 3) as (writer, one, two):
+async def test_several_fold_and_copy_at_once(store_at: Any) -> None:
+    async with opened(store_at, 3) as (writer, one, two):
         await begin(writer)
         appended = asyncio.Event()
+        steps = {"sqlite": 200, "postgresql": 40}[store_at.kind]
 
         async def append() -> None:
-            for at in range(200):
+            for at in range(steps):
                 first = 2 + 10 * at
                 await writer.append([Copied("gig", Cursor(1, first - 1), [reserved(first, 10, at)])])
                 # Wherever it is while they fold, it is somewhere.
@@ -206,7 +217,7 @@ async def test_several_fold_and_copy_at_once(tmp_path: Path) -> None:
                     return alarms
 
         assert await asyncio.gather(fold(one), fold(two), append()) == [[], [], None]
-        assert {record.id for record in await everything(one)} == {f"{n:t>22}" for n in range(2, 2002)}
+        assert {record.id for record in await everything(one)} == {f"{n:t>22}" for n in range(2, 2 + 10 * steps)}
 
 
 #: Copies and folds without end, in a process of its own.
@@ -216,7 +227,7 @@ from holdfast.engine.records import Entry
 from holdfast.engine.store import Copied, open_store
 
 async def main():
-    store = open_store(f"sqlite:///{sys.argv[1]}")
+    store = open_store(sys.argv[1])
     await store.open()
     print("begun", flush=True)
     while True:
@@ -233,12 +244,12 @@ asyncio.run(main())
 """
 
 
-async def test_killed_between_copying_and_folding_again_and_again(tmp_path: Path) -> None:
-    async with opened(tmp_path) as (store,):
+async def test_killed_between_copying_and_folding_again_and_again(store_at: Any) -> None:
+    async with opened(store_at) as (store,):
         await begin(store)
-    for _ in range(8):
+    for _ in range({"sqlite": 8, "postgresql": 3}[store_at.kind]):
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", ENDLESS, str(tmp_path / "store.db")], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-c", ENDLESS, store_at.url], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
@@ -246,10 +257,10 @@ async def test_killed_between_copying_and_folding_again_and_again(tmp_path: Path
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        ((sequence, folded),) = rows(tmp_path, "SELECT sequence, folded FROM slots")
+        ((sequence, folded),) = store_at.rows("SELECT sequence, folded FROM slots")
         assert folded <= sequence
     assert folded < sequence  # a step takes less than is appended
-    async with opened(tmp_path) as (store,):
+    async with opened(store_at) as (store,):
         while (folding := await store.fold({"gig": sequence}, 1000)).left:
             assert folding.alarms == []
         entries = await store.ledger("gig", Cursor(0, 0), 10**6)
@@ -257,7 +268,7 @@ async def test_killed_between_copying_and_folding_again_and_again(tmp_path: Path
         tickets, wrong = told(entries)
         assert wrong == 0
         assert {record.id: record for record in await everything(store)} == tickets
-    assert rows(tmp_path, "SELECT * FROM alarms") == []
+    assert store_at.rows("SELECT * FROM alarms") == []
 
 
 # -- when it is done -------------------------------------------------------------------------------------------------
@@ -268,12 +279,12 @@ async def pending(store: Store) -> int:
     return progress.cursor.sequence - progress.folded
 
 
-async def test_a_stampede_is_folded_when_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stampede_is_folded_when_it_is_over(store_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_module, "FOLD_CALM_PER_S", 1)
     monkeypatch.setattr(snapshot_module, "FOLD_BEHIND_MAX", 150)
     monkeypatch.setattr(snapshot_module, "FOLD_STEP_MIN", 20)
     monkeypatch.setattr(snapshot_module, "FOLD_STEP_MAX", 20)
-    async with opened(tmp_path) as (store,):
+    async with opened(store_at) as (store,):
         await begin(store)
         snapshot = Snapshot(None, store, None)  # type: ignore[arg-type]
         await snapshot.fold_when_calm()
@@ -296,20 +307,20 @@ async def test_a_stampede_is_folded_when_it_is_over(tmp_path: Path, monkeypatch:
         assert len(await everything(store)) == 200
 
 
-async def test_a_turn_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_turn_ends_when_its_time_is_over(store_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one looks whether it is still calm."""
     monkeypatch.setattr(snapshot_module, "FOLD_STEP_MIN", 5)
     monkeypatch.setattr(snapshot_module, "FOLD_STEP_MAX", 5)
     monkeypatch.setattr(snapshot_module, "FOLD_TURN_S", 0.2)
-    async with opened(tmp_path) as (store,):
+    async with opened(store_at) as (store,):
         await begin(store)
         await store.append([Copied("gig", Cursor(1, 1), [reserved(2 + 10 * at, 10, at) for at in range(200)])])
         await Snapshot(None, store, None).fold_when_calm()  # type: ignore[arg-type]
         assert 0 < await pending(store) < 2001
 
 
-async def test_steps_follow_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with opened(tmp_path) as (store,):
+async def test_steps_follow_what_they_take(store_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(store_at) as (store,):
         await begin(store)
         await store.append([Copied("gig", Cursor(1, 1), [reserved(2 + 100 * at, 100, at) for at in range(600)])])
         snapshot = Snapshot(None, store, None)  # type: ignore[arg-type]
@@ -324,29 +335,29 @@ async def test_steps_follow_what_they_take(tmp_path: Path, monkeypatch: pytest.M
         assert snapshot._step == snapshot_module.FOLD_STEP_MIN
 
 
-async def test_closing_folds_everything(redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_folds_everything(redis_server: Any, store_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_module, "FOLD_CALM_PER_S", -1)
-    async with connect(redis_server, tmp_path, snapshot_ms=10) as engine:
+    async with connect(redis_server, store_at, snapshot_ms=10) as engine:
         await engine.create_sale("gig", name="Gig", capacity=3000)
         await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(3000)))
         while (await engine._store.cursors())["gig"].cursor.sequence < 3001:
             await asyncio.sleep(0.01)
         assert await pending(engine._store) > 0
-    assert rows(tmp_path, "SELECT count(*) FROM tickets") == [(3000,)]
+    assert store_at.rows("SELECT count(*) FROM tickets") == [(3000,)]
 
 
-async def test_when_it_is_calm_the_tables_follow_by_themselves(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path, snapshot_ms=10) as engine:
+async def test_when_it_is_calm_the_tables_follow_by_themselves(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at, snapshot_ms=10) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10)
         ticket = await engine.reserve("gig", buyer="ann", quantity=1)
         await engine.confirm(ticket.id, buyer="ann")
         async with asyncio.timeout(10):
-            while rows(tmp_path, "SELECT ticket FROM purchases") != [(ticket.id,)]:
+            while store_at.rows("SELECT ticket FROM purchases") != [(ticket.id,)]:
                 await asyncio.sleep(0.02)
 
 
-async def test_an_amendment_does_not_wait_for_folding(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_an_amendment_does_not_wait_for_folding(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await engine.create_sale("gig", name="Gig", items=[ItemSpec("vip", 5)])
         await engine.reserve("gig", buyer="ann", quantity=1)
         await engine.amend_sale("gig", {"items": [{"sku": "floor", "capacity": 7}]})
@@ -356,14 +367,14 @@ async def test_an_amendment_does_not_wait_for_folding(redis_server: Any, tmp_pat
         assert await pending(engine._store) == 3
         await engine.reserve("gig", buyer="ann", lines={"vip": 1, "floor": 2})
         await engine.snapshot()
-        assert rows(tmp_path, "SELECT lines FROM tickets ORDER BY lines") == [("vip:1",), ("vip:1,floor:2",)]
+        assert store_at.rows("SELECT lines FROM tickets ORDER BY lines") == [("vip:1",), ("vip:1,floor:2",)]
 
 
 # -- nobody sees that the tables lag ---------------------------------------------------------------------------------
 
 
-async def test_listings_are_complete_while_nothing_is_folded(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_listings_are_complete_while_nothing_is_folded(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=5000)
         # More than Redis remembers of one buyer.
         mine = await asyncio.gather(*(engine.reserve("gig", buyer="ann", quantity=1) for _ in range(600)))
@@ -391,9 +402,9 @@ async def test_listings_are_complete_while_nothing_is_folded(redis_server: Any, 
         assert await listed() == {other.id, late.id, *(ticket.id for ticket in mine)}
 
 
-async def test_a_listing_of_who_had_too_many_before_some_were_dropped(redis_server: Any, tmp_path: Path) -> None:
+async def test_a_listing_of_who_had_too_many_before_some_were_dropped(redis_server: Any, store_at: Any) -> None:
     """Redis names fewer than it may, and has forgotten some all the same: those are in the table by then."""
-    async with connect(redis_server, tmp_path, retention_ms=0) as engine:
+    async with connect(redis_server, store_at, retention_ms=0) as engine:
         await engine.create_sale("gig", name="Gig", capacity=5000)
         mine = [await engine.reserve("gig", buyer="ann", quantity=1) for _ in range(520)]
         for ticket in mine[-20:]:
@@ -416,8 +427,8 @@ async def next_second(engine: Engine) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_what_is_not_folded_does_not_leave_redis(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path, retention_ms=0) as engine:
+async def test_what_is_not_folded_does_not_leave_redis(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at, retention_ms=0) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10)
         first = await engine.reserve("gig", buyer="ann", quantity=1, key="1")
         await engine.cancel(first.id, buyer="ann")
@@ -440,8 +451,8 @@ async def test_what_is_not_folded_does_not_leave_redis(redis_server: Any, tmp_pa
         assert not (await engine.reserve("gig", buyer="ann", quantity=1, key="3")).replayed
 
 
-async def test_a_contradiction_is_told_when_it_is_folded(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path, snapshot_ms=10) as engine:
+async def test_a_contradiction_is_told_when_it_is_folded(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at, snapshot_ms=10) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10)
         ticket = await engine.reserve("gig", buyer="ann", quantity=1)
         await engine.cancel(ticket.id, buyer="ann")
@@ -453,7 +464,7 @@ async def test_a_contradiction_is_told_when_it_is_folded(redis_server: Any, tmp_
             while (await engine.readiness()).ready:
                 await asyncio.sleep(0.02)
         assert any(ticket.id in reason for reason in (await engine.readiness()).reasons)
-        assert len(rows(tmp_path, "SELECT * FROM alarms")) == 1
+        assert len(store_at.rows("SELECT * FROM alarms")) == 1
         assert (await engine.ticket(ticket.id)).status is Status.CANCELLED
 
 
@@ -514,10 +525,11 @@ def version_1(path: Path) -> None:
         db.execute(f"INSERT INTO tickets VALUES {values}", (bought, "c" * 22, "o" * 22))
 
 
-async def test_a_file_of_version_1_is_taken_over(tmp_path: Path) -> None:
+async def test_a_file_of_version_1_is_taken_over(fresh_store: Any, tmp_path: Path) -> None:
     version_1(tmp_path)
+    old, new = fresh_store("sqlite", tmp_path), fresh_store("sqlite", tmp_path / "new")
     held, bought = f"{1:t>22}", f"{2:t>22}"
-    async with opened(tmp_path, 2) as (store, other):
+    async with opened(old, 2) as (store, other):
         progress = (await store.cursors())["gig"]
         assert (progress.cursor, progress.folded) == (Cursor(1, 4), 4)
         tickets, wrong = told(await store.ledger("gig", Cursor(0, 0), 100))
@@ -527,38 +539,37 @@ async def test_a_file_of_version_1_is_taken_over(tmp_path: Path) -> None:
         await store.append([Copied("gig", Cursor(1, 4), [Entry(1, 5, 5, f"c {held} 1:2 {'o' * 22} ")])])
         assert (await other.fold({"gig": 5}, 100)).alarms == []
         assert [r.status for r in await everything(store)] == [Status.CANCELLED, Status.PURCHASED]
-    assert rows(tmp_path, "SELECT ticket, lines, reference, purchased_at FROM purchases") == [
+    assert old.rows("SELECT ticket, lines, reference, purchased_at FROM purchases") == [
         (f"gig.{bought}", "item-1:2", "pay 1", 4)
     ]
     # It is what a new file is.
     (tmp_path / "new").mkdir()
-    async with opened(tmp_path / "new"):
+    async with opened(new):
         pass
     query = "SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2"
-    assert rows(tmp_path, query) == rows(tmp_path / "new", query)
+    assert old.rows(query) == new.rows(query)
     for table in ("slots", "tickets", "ledger"):
-        assert rows(tmp_path, f"PRAGMA table_info({table})") == rows(tmp_path / "new", f"PRAGMA table_info({table})")
-    assert rows(tmp_path, "PRAGMA user_version") == rows(tmp_path / "new", "PRAGMA user_version")
+        assert old.rows(f"PRAGMA table_info({table})") == new.rows(f"PRAGMA table_info({table})")
+    assert old.rows("PRAGMA user_version") == new.rows("PRAGMA user_version")
 
 
-async def test_taking_over_is_all_or_nothing(tmp_path: Path) -> None:
+async def test_taking_over_is_all_or_nothing(fresh_store: Any, tmp_path: Path) -> None:
     version_1(tmp_path)
-    with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as db:
-        db.execute("CREATE TABLE tickets_1 (in_the_way)")
-    store = open_store(f"sqlite:///{tmp_path / 'store.db'}")
+    old = fresh_store("sqlite", tmp_path)
+    old.do("CREATE TABLE tickets_1 (in_the_way)")
+    store = open_store(old.url)
     with pytest.raises(StoreError):
         await store.open()
     await store.close()
-    assert rows(tmp_path, "SELECT count(*) FROM tickets") == [(2,)]
-    assert rows(tmp_path, "PRAGMA user_version") == [(1,)]
-    with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as db:
-        db.execute("DROP TABLE tickets_1")
-    async with opened(tmp_path) as (store,):
+    assert old.rows("SELECT count(*) FROM tickets") == [(2,)]
+    assert old.rows("PRAGMA user_version") == [(1,)]
+    old.do("DROP TABLE tickets_1")
+    async with opened(old) as (store,):
         assert len(await everything(store)) == 2
 
 
-async def test_what_every_buyer_has_is_told_as_of_one_moment(tmp_path: Path) -> None:
-    async with opened(tmp_path) as (store,):
+async def test_what_every_buyer_has_is_told_as_of_one_moment(store_at: Any) -> None:
+    async with opened(store_at) as (store,):
         await begin(store)
         tickets = [f"{n:t>22}" for n in range(5)]
         await store.append([Copied("gig", Cursor(1, 1), [reserved(2, 4, 5)])])

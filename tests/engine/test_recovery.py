@@ -30,8 +30,8 @@ from holdfast.engine.store import Copied, Cursor
 PARTS = ("sale", "tickets", "buyers", "deadlines", "ledger")
 
 
-def connect(server: Any, tmp_path: Path, **options: Any) -> Engine:
-    return Engine.connect(server.url, store=f"sqlite:///{tmp_path / 'store.db'}", **({"snapshot_ms": None} | options))
+def connect(server: Any, store_at: Any, **options: Any) -> Engine:
+    return Engine.connect(server.url, store=store_at.url, **({"snapshot_ms": None} | options))
 
 
 async def fill(engine: Engine) -> dict[str, Ticket]:
@@ -96,12 +96,12 @@ async def nothing_is_sold(engine: Engine, made: dict[str, Ticket]) -> None:
     assert any("'gig'" in reason for reason in readiness.reasons)
 
 
-async def test_an_empty_redis_sells_nothing_until_it_is_recovered(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_an_empty_redis_sells_nothing_until_it_is_recovered(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
     redis_server.empty()
-    async with connect(redis_server, tmp_path) as engine:
+    async with connect(redis_server, store_at) as engine:
         await nothing_is_sold(engine, made)
         report = await engine.recover()
         assert report.clean
@@ -112,13 +112,13 @@ async def test_an_empty_redis_sells_nothing_until_it_is_recovered(redis_server: 
         assert await engine.snapshot() > 0
         assert engine._snapshot.alarms == []
     # The next start finds nothing to recover, and the epoch has risen for good.
-    async with connect(redis_server, tmp_path) as engine:
+    async with connect(redis_server, store_at) as engine:
         assert (await engine.recover()).slots == ()
         assert await engine._server.call("HGET", slot_keys("gig").sale, "epoch") == b"2"
 
 
-async def test_what_was_copied_and_not_folded_is_recovered(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_what_was_copied_and_not_folded_is_recovered(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine._snapshot.run()
         assert all(progress.folded == 0 for progress in (await engine._store.cursors()).values())
@@ -129,8 +129,8 @@ async def test_what_was_copied_and_not_folded_is_recovered(redis_server: Any, tm
         await check(engine, made)
 
 
-async def test_a_contradiction_that_recovery_finds_in_the_ledger_is_reported(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_a_contradiction_that_recovery_finds_in_the_ledger_is_reported(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine._snapshot.run()
         stored = await engine._store.sale("gig")
@@ -146,10 +146,10 @@ async def test_a_contradiction_that_recovery_finds_in_the_ledger_is_reported(red
 
 
 async def test_an_older_copy_of_its_files_sells_nothing_until_it_is_recovered(
-    private_redis: Any, tmp_path: Path
+    private_redis: Any, store_at: Any, tmp_path: Path
 ) -> None:
     older = tmp_path / "older"
-    async with connect(private_redis, tmp_path) as engine:
+    async with connect(private_redis, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10, hold_ms=600_000, max_per_buyer=4)
         first = await engine.reserve("gig", buyer="ann", quantity=3)
         await engine.snapshot()
@@ -165,7 +165,7 @@ async def test_an_older_copy_of_its_files_sells_nothing_until_it_is_recovered(
     shutil.rmtree(private_redis.directory)
     shutil.copytree(older, private_redis.directory)
     private_redis.start()
-    async with connect(private_redis, tmp_path) as engine:
+    async with connect(private_redis, store_at) as engine:
         # The old copy would sell seven units, of which four are gone.
         for call in (
             engine.reserve("gig", buyer="zoe", quantity=7),
@@ -183,9 +183,9 @@ async def test_an_older_copy_of_its_files_sells_nothing_until_it_is_recovered(
         assert (await engine.ticket(first.id)).reference == "pay"
 
 
-async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(private_redis: Any, tmp_path: Path) -> None:
+async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(private_redis: Any, store_at: Any) -> None:
     """What is due in an old copy must stay there: each expiry would count its sequence up towards the store's."""
-    async with connect(private_redis, tmp_path, sweep=False, listen=False) as engine:
+    async with connect(private_redis, store_at, sweep=False, listen=False) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10, hold_ms=300)
         tickets = [await engine.reserve("gig", buyer="ann", quantity=1) for _ in range(6)]
         kept = {name: await engine._server.call("DUMP", getattr(slot_keys("gig"), name)) for name in PARTS}
@@ -196,7 +196,7 @@ async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(privat
             await engine._server.call("RESTORE", getattr(slot_keys("gig"), name), "0", value, "REPLACE")
         with pytest.raises(NotReady):
             await engine.sale("gig")
-    async with connect(private_redis, tmp_path, snapshot_ms=20) as engine:
+    async with connect(private_redis, store_at, snapshot_ms=20) as engine:
         while (await engine._server.call("TIME"))[0] <= str(tickets[-1].expires_at // 1000 + 1).encode():
             await asyncio.sleep(0.05)
         assert await engine._sweeper.run() == 0
@@ -212,9 +212,9 @@ async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(privat
 
 
 async def test_a_redis_that_is_replaced_while_we_run_is_checked_before_it_is_used(
-    private_redis: Any, tmp_path: Path
+    private_redis: Any, store_at: Any
 ) -> None:
-    async with connect(private_redis, tmp_path) as engine:
+    async with connect(private_redis, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
         private_redis.kill()
@@ -227,8 +227,8 @@ async def test_a_redis_that_is_replaced_while_we_run_is_checked_before_it_is_use
         await check(engine, made)
 
 
-async def test_a_redis_that_restarts_with_everything_goes_on_by_itself(private_redis: Any, tmp_path: Path) -> None:
-    async with connect(private_redis, tmp_path, snapshot_ms=50) as engine:
+async def test_a_redis_that_restarts_with_everything_goes_on_by_itself(private_redis: Any, store_at: Any) -> None:
+    async with connect(private_redis, store_at, snapshot_ms=50) as engine:
         made = await fill(engine)
         for _ in range(3):
             private_redis.kill()
@@ -242,8 +242,8 @@ async def test_a_redis_that_restarts_with_everything_goes_on_by_itself(private_r
             await engine.confirm(made["held"].id, buyer="ann")
 
 
-async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)  # nothing of it was copied to the store
         await engine.recover(["gig", "brief"])
         await check(engine, made)
@@ -252,8 +252,8 @@ async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(red
         assert sequences == list(range(1, len(sequences) + 1))
 
 
-async def test_tickets_that_only_redis_has_survive_a_lost_ledger(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_tickets_that_only_redis_has_survive_a_lost_ledger(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine._server.call("UNLINK", slot_keys("gig").ledger)
         await engine.snapshot()
@@ -269,12 +269,12 @@ class Crash(Exception):
 
 
 @pytest.mark.parametrize("step", range(12))
-async def test_interrupted_at_any_step_it_can_be_run_again(redis_server: Any, tmp_path: Path, step: int) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_interrupted_at_any_step_it_can_be_run_again(redis_server: Any, store_at: Any, step: int) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
     redis_server.empty()
-    async with connect(redis_server, tmp_path) as engine:
+    async with connect(redis_server, store_at) as engine:
         calls = 0
         run = Scripts._run
 
@@ -300,12 +300,12 @@ async def test_interrupted_at_any_step_it_can_be_run_again(redis_server: Any, tm
         await check(engine, made)
 
 
-async def test_two_recoveries_at_once(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_two_recoveries_at_once(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
     redis_server.empty()
-    async with connect(redis_server, tmp_path) as one, connect(redis_server, tmp_path) as two:
+    async with connect(redis_server, store_at) as one, connect(redis_server, store_at) as two:
         await asyncio.gather(one.recover(), two.recover(), return_exceptions=True)
         await one.recover()
         assert (await two.readiness()).ready
@@ -313,8 +313,8 @@ async def test_two_recoveries_at_once(redis_server: Any, tmp_path: Path) -> None
         await check(one, made)
 
 
-async def test_a_fence_that_was_taken_over_stops_the_first_recovery(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_a_fence_that_was_taken_over_stops_the_first_recovery(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await fill(engine)
         keys = slot_keys("gig")
         await engine._scripts.fence(keys, "one")
@@ -329,8 +329,8 @@ async def test_a_fence_that_was_taken_over_stops_the_first_recovery(redis_server
             await engine.reserve("gig", buyer="zoe", lines={"floor": 1})
 
 
-async def test_an_oversold_sale_stays_closed_and_is_named(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_an_oversold_sale_stays_closed_and_is_named(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=2)
         ticket = await engine.reserve("gig", buyer="ann", quantity=2)
         await engine.confirm(ticket.id, buyer="ann")
@@ -353,9 +353,9 @@ async def test_recovering_what_does_not_exist(engine: Engine) -> None:
     assert (await engine.recover()).slots == ()
 
 
-async def test_recovery_of_many_tickets_in_steps(redis_server: Any, tmp_path: Path, monkeypatch: Any) -> None:
+async def test_recovery_of_many_tickets_in_steps(redis_server: Any, store_at: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("holdfast.engine.recovery.STEP", 100)
-    async with connect(redis_server, tmp_path, sweep=False) as engine:
+    async with connect(redis_server, store_at, sweep=False) as engine:
         await engine.create_sale("gig", name="Gig", capacity=5000)
         tickets = await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at % 300}", quantity=1) for at in range(2000)))
         await asyncio.gather(*(engine.confirm(t.id, buyer=f"b{at % 300}") for at, t in enumerate(tickets) if at % 2))

@@ -3,51 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from holdfast.engine import ConfigurationError, Engine, NotReady, Status
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.records import Definition, Entry, ItemDefinition
 from holdfast.engine.store import Copied, Cursor, CursorMoved, open_store
-from holdfast.engine.store.sqlite import SqliteStore
+from holdfast.engine.store.postgres import PostgresStore
 
 
-def connect(server: Any, tmp_path: Path, **options: Any) -> Engine:
-    return Engine.connect(server.url, store=f"sqlite:///{tmp_path / 'store.db'}", **({"snapshot_ms": None} | options))
+def connect(server: Any, store_at: Any, **options: Any) -> Engine:
+    return Engine.connect(server.url, store=store_at.url, **({"snapshot_ms": None} | options))
 
 
-def rows(tmp_path: Path, query: str) -> list[tuple[Any, ...]]:
-    """What a person with sqlite3 finds in the file."""
-    with sqlite3.connect(tmp_path / "store.db") as db:
-        found = db.execute(query).fetchall()
-    db.close()
-    return found
-
-
-async def test_purchases_are_found_in_the_store_with_their_times(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_purchases_are_found_in_the_store_with_their_times(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10, hold_ms=60_000)
         paid = await engine.reserve("gig", buyer="ann", quantity=2)
         paid = await engine.confirm(paid.id, buyer="ann", reference="pay 1")
         gone = await engine.cancel((await engine.reserve("gig", buyer="bob", quantity=1)).id, buyer="bob")
         assert await engine.snapshot() == 5
         assert await engine.snapshot() == 0
-    assert rows(tmp_path, "SELECT * FROM purchases") == [
+    assert store_at.rows("SELECT * FROM purchases") == [
         (paid.id, "gig", "general:2", "pay 1", paid.reserved_at, paid.ended_at)
     ]
-    assert rows(tmp_path, "SELECT status, ended_at FROM tickets WHERE status = 'cancelled'") == [
+    assert store_at.rows("SELECT status, ended_at FROM tickets WHERE status = 'cancelled'") == [
         ("cancelled", gone.ended_at)
     ]
 
 
-async def test_two_snapshotters_at_once_copy_everything_once(redis_server: Any, tmp_path: Path) -> None:
+async def test_two_snapshotters_at_once_copy_everything_once(redis_server: Any, store_at: Any) -> None:
     async with (
-        connect(redis_server, tmp_path, secret="one for both of them") as one,
-        connect(redis_server, tmp_path, secret="one for both of them") as two,
+        connect(redis_server, store_at, secret="one for both of them") as one,
+        connect(redis_server, store_at, secret="one for both of them") as two,
     ):
         await one.create_sale("gig", name="Gig", capacity=3000)
 
@@ -74,12 +69,12 @@ async def test_two_snapshotters_at_once_copy_everything_once(redis_server: Any, 
             t for entry in await one._store.ledger("gig", Cursor(0, 0), 100_000) for t in entry.transitions()
         ]
         assert [t.sequence for t in transitions] == list(range(1, 4002))
-    assert rows(tmp_path, "SELECT count(*) FROM tickets") == [(3000,)]
-    assert rows(tmp_path, "SELECT count(*) FROM purchases") == [(1000,)]
+    assert store_at.rows("SELECT count(*) FROM tickets") == [(3000,)]
+    assert store_at.rows("SELECT count(*) FROM purchases") == [(1000,)]
 
 
-async def test_a_cursor_that_has_moved_refuses_the_whole_append(tmp_path: Path) -> None:
-    store = open_store(f"sqlite:///{tmp_path / 'store.db'}")
+async def test_a_cursor_that_has_moved_refuses_the_whole_append(store_at: Any) -> None:
+    store = open_store(store_at.url)
     await store.open()
     definition = Definition("gig", "g", (ItemDefinition("general", "g", 5, None),), 1, None, None, None, 1, "o")
     await store.begin_sale(definition)
@@ -107,71 +102,100 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-#: Copying and folding have fewer statements than this, all together.
-STATEMENTS_MAX = 15
+#: Copying and folding have fewer statements than this, all together and in any store.
+STATEMENTS_MAX = 25
 
 
-@pytest.mark.parametrize("statement", range(STATEMENTS_MAX))
-async def test_killed_at_any_statement_it_copies_and_folds_once(
-    redis_server: Any, tmp_path: Path, statement: int
-) -> None:
-    async with connect(redis_server, tmp_path) as engine:
-        await engine.create_sale("gig", name="Gig", capacity=10)
-        ticket = await engine.reserve("gig", buyer="ann", quantity=1)
-        await engine.confirm(ticket.id, buyer="ann")
-        real = engine._store._write_db  # type: ignore[attr-defined]
+@contextlib.contextmanager
+def dies_before(engine: Engine, statement: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process dies before its n-th statement that writes: nothing after that is done, COMMIT neither."""
+    store: Any = engine._store
+    left = [statement]
 
-        class Dies:
-            """A connection whose process dies before its n-th statement: nothing after that is done, COMMIT neither."""
+    def count(text: str) -> None:
+        if text != "ROLLBACK":
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
 
-            left = statement
+    with monkeypatch.context() as patch:
+        if isinstance(store, PostgresStore):
 
-            def __getattr__(self, name: str) -> Any:
-                method = getattr(real, name)
-                if name not in ("execute", "executemany"):
-                    return method
-
-                def call(*args: Any) -> Any:
-                    if args[0] != "ROLLBACK":
-                        if Dies.left == 0:
-                            raise Killed
-                        Dies.left -= 1
-                    return method(*args)
+            def counted(method: Any) -> Any:
+                async def call(self: Any, text: str, *args: Any, **options: Any) -> Any:
+                    # One `BEGIN` of its own kind is what tells those that read.
+                    if not text.startswith(("BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT set_config")):
+                        count(text)
+                    return await method(self, text, *args, **options)
 
                 return call
 
-            @property
-            def in_transaction(self) -> bool:
-                return bool(real.in_transaction)
-
-        engine._store._write_db = Dies()  # type: ignore[attr-defined]
-        died = False
-        try:
-            await engine.snapshot()
-        except Killed:
-            died = True
-        engine._store._write_db = real  # type: ignore[attr-defined]
-        assert died == (statement < STATEMENTS_MAX - 1)
-        (progress,) = (await engine._store.cursors()).values()
-        assert progress.cursor.sequence in (0, 3)
-        assert progress.folded <= progress.cursor.sequence
-        assert await engine.snapshot() == 3 - progress.cursor.sequence
-        assert engine._snapshot.alarms == []
-    assert rows(tmp_path, "SELECT count(*) FROM ledger") == [(3,)]
-    assert rows(tmp_path, "SELECT status FROM tickets") == [("purchased",)]
-    assert rows(tmp_path, "SELECT sequence, folded FROM slots") == [(3, 3)]
+            for name in ("execute", "fetch", "fetchrow", "fetchval"):
+                patch.setattr(asyncpg.Connection, name, counted(getattr(asyncpg.Connection, name)))
+        else:
+            patch.setattr(store, "_write_db", Dying(store._write_db, count))
+        yield
 
 
-async def test_its_cost_follows_what_is_new(redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Dying:
+    """A connection of SQLite that counts."""
+
+    def __init__(self, real: sqlite3.Connection, count: Callable[[str], None]) -> None:
+        self._real, self._count = real, count
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._real, name)
+        if name not in ("execute", "executemany"):
+            return method
+
+        def call(*args: Any) -> Any:
+            self._count(args[0])
+            return method(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_killed_at_any_statement_it_copies_and_folds_once(
+    redis_server: Any, fresh_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for statement in range(STATEMENTS_MAX):
+        (home := tmp_path / str(statement)).mkdir()
+        store_at = fresh_store(kind, home)
+        redis_server.empty()
+        async with connect(redis_server, store_at) as engine:
+            await engine.create_sale("gig", name="Gig", capacity=10)
+            ticket = await engine.reserve("gig", buyer="ann", quantity=1)
+            await engine.confirm(ticket.id, buyer="ann")
+            died = False
+            with dies_before(engine, statement, monkeypatch):
+                try:
+                    await engine.snapshot()
+                except Killed:
+                    died = True
+            (progress,) = (await engine._store.cursors()).values()
+            assert progress.cursor.sequence in (0, 3)
+            assert progress.folded <= progress.cursor.sequence
+            assert await engine.snapshot() == 3 - progress.cursor.sequence
+            assert engine._snapshot.alarms == []
+        assert store_at.rows("SELECT count(*) FROM ledger") == [(3,)]
+        assert store_at.rows("SELECT status FROM tickets") == [("purchased",)]
+        assert store_at.rows("SELECT sequence, folded FROM slots") == [(3, 3)]
+        if not died:
+            return
+    raise AssertionError("there are more statements")
+
+
+async def test_its_cost_follows_what_is_new(redis_server: Any, store_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[int] = []
-    append = SqliteStore.append
+    async with connect(redis_server, store_at) as engine:
+        append = engine._store.append
 
-    async def counted(self: SqliteStore, stretches: Any) -> None:
-        copied.append(sum(len(entry.transitions()) for stretch in stretches for entry in stretch.entries))
-        await append(self, stretches)
+        async def counted(stretches: Any) -> None:
+            copied.append(sum(len(entry.transitions()) for stretch in stretches for entry in stretch.entries))
+            await append(stretches)
 
-    monkeypatch.setattr(SqliteStore, "append", counted)
-    async with connect(redis_server, tmp_path) as engine:
+        monkeypatch.setattr(engine._store, "append", counted)
         await engine.create_sale("gig", name="Gig", capacity=5000)
         await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(3000)))
         assert await engine.snapshot() == 3001
@@ -183,10 +207,10 @@ async def test_its_cost_follows_what_is_new(redis_server: Any, tmp_path: Path, m
 
 
 async def test_the_ledger_is_trimmed_below_the_cursor_only(
-    redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: Any, store_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("holdfast.engine.snapshot.KEEP_TRANSITIONS", 10)
-    async with connect(redis_server, tmp_path) as engine:
+    async with connect(redis_server, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=5000)
         for _ in range(400):
             await engine.reserve("gig", buyer="ann", quantity=1)
@@ -200,8 +224,11 @@ async def test_the_ledger_is_trimmed_below_the_cursor_only(
         assert told == list(range(1, 403))
 
 
-async def test_while_the_store_is_away_selling_goes_on_and_is_copied_later(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_while_the_store_is_away_selling_goes_on_and_is_copied_later(
+    redis_server: Any, fresh_store: Any, tmp_path: Path
+) -> None:
+    store_at = fresh_store("sqlite", tmp_path)
+    async with connect(redis_server, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10)
         locker = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
         engine._store._write_db.execute("PRAGMA busy_timeout = 50")  # type: ignore[attr-defined]
@@ -218,8 +245,8 @@ async def test_while_the_store_is_away_selling_goes_on_and_is_copied_later(redis
         await engine.create_sale("other", name="Other", capacity=1)
 
 
-async def test_a_creation_that_died_between_store_and_redis_is_finished(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_a_creation_that_died_between_store_and_redis_is_finished(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         create = engine._scripts.create
 
         async def dies(*args: Any) -> Any:
@@ -234,8 +261,8 @@ async def test_a_creation_that_died_between_store_and_redis_is_finished(redis_se
         assert not (await engine.create_sale("gig", name="Gig", capacity=10)).created
 
 
-async def test_an_amendment_that_died_halfway_is_made_or_not_made(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_an_amendment_that_died_halfway_is_made_or_not_made(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10)
         amend, settle = engine._scripts.amend, engine._store.settle
 
@@ -259,19 +286,20 @@ async def test_an_amendment_that_died_halfway_is_made_or_not_made(redis_server: 
         assert stored.pending is None
 
 
-async def test_another_secret_is_refused(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path):
+async def test_another_secret_is_refused(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at):
         pass
     with pytest.raises(ConfigurationError, match="another one"):
-        async with connect(redis_server, tmp_path, secret="quite another secret"):
+        async with connect(redis_server, store_at, secret="quite another secret"):
             pass
     with pytest.raises(ConfigurationError, match="too few"):
-        async with connect(redis_server, tmp_path, secret="short"):
+        async with connect(redis_server, store_at, secret="short"):
             pass
-    async with connect(redis_server, tmp_path) as engine:
+    async with connect(redis_server, store_at) as engine:
         assert await engine.kept("token", lambda: "one") == "one"
         assert await engine.kept("token", lambda: "two") == "one"
-    assert (tmp_path / "store.db").stat().st_mode & 0o077 == 0
+    if store_at.kind == "sqlite":
+        assert Path(store_at.url.removeprefix("sqlite:///")).stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("url", ["mysql://x", "sqlite://relative", "sqlite:///", "nonsense", ""])
@@ -281,22 +309,24 @@ async def test_a_store_that_is_not_known_is_refused(redis_server: Any, url: str)
             pass
 
 
-async def test_a_newer_schema_is_refused(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path):
+async def test_a_newer_schema_is_refused(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at):
         pass
-    with sqlite3.connect(tmp_path / "store.db") as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
+    newer = {"sqlite": "PRAGMA user_version = 99", "postgresql": "UPDATE holdfast_schema SET version = 99"}
+    store_at.do(newer[store_at.kind])
     with pytest.raises(ConfigurationError, match="schema 99"):
-        async with connect(redis_server, tmp_path):
+        async with connect(redis_server, store_at):
             pass
 
 
-async def test_a_file_that_is_no_store_is_refused_and_left_alone(redis_server: Any, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_store_is_refused_and_left_alone(
+    redis_server: Any, fresh_store: Any, tmp_path: Path
+) -> None:
+    store_at = fresh_store("sqlite", tmp_path)
     (tmp_path / "store.db").write_text("These are the minutes of the last meeting, and no database at all. " * 50)
     before = (tmp_path / "store.db").read_bytes()
     with pytest.raises(ConfigurationError, match=r"store\.db"):
-        async with connect(redis_server, tmp_path):
+        async with connect(redis_server, store_at):
             pass
     assert (tmp_path / "store.db").read_bytes() == before
     with pytest.raises(ConfigurationError):
