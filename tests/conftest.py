@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -244,14 +246,22 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def start_postgres() -> Iterator[Callable[..., Any]]:
+def start_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """Starts a server that lives until the run is over: `start_postgres(**settings)`."""
     folder = postgresql.binaries()
     assert folder is not None, "no PostgreSQL: apt-get install postgresql, or use x86_64 Linux, where a wheel brings it"
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / "postgres.lock").open("w") as lock:
+        # The first of the workers makes it for all.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (template := shared / "postgres").exists():
+            postgresql.make_template(folder, template)
     started: list[Any] = []
 
     def start(**settings: str) -> Any:
-        started.append(postgresql.Postgres(folder, **settings))
+        started.append(postgresql.Postgres(folder, template, **settings))
         return started[-1]
 
     yield start

@@ -111,7 +111,14 @@ async def test_a_wrong_password_or_database_is_named_and_not_shown(redis_url: st
             async with Engine.connect(redis_url, store=url):
                 pass
         text = "".join(traceback.format_exception(refused.value))
-        assert not any(secret in text for secret in ("sesame", postgres.PASSWORD, quote(postgres.PASSWORD, safe="")))
+        assert not any(
+            secret in text
+            for secret in (
+                "sesame",
+                sys.modules["postgresql"].PASSWORD,
+                quote(sys.modules["postgresql"].PASSWORD, safe=""),
+            )
+        )
 
 
 async def test_without_asyncpg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,10 +261,10 @@ async def test_a_commit_is_on_disk_whatever_the_role_says(postgres: Any, start_s
             start_sql(url, "ALTER ROLE holdfast RESET synchronous_commit")
 
 
-async def test_a_server_that_does_not_sync_is_told_loudly(caplog: pytest.LogCaptureFixture) -> None:
-    """On the binaries of the wheel, where it is: so they are tried, too."""
-    postgresql = sys.modules["postgresql"]
-    server = postgresql.Postgres(postgresql.wheel() or postgresql.binaries(), fsync="off")
+async def test_a_server_that_does_not_sync_is_told_loudly(
+    start_postgres: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_postgres(fsync="off")
     try:
         async with opened(server.fresh()) as store:
             await begin(store)
