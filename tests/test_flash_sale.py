@@ -42,6 +42,7 @@ class ServerProcess:
     """`holdfast serve` on a data directory, with what it printed."""
 
     data: Path
+    options: tuple[str, ...] = ()
     port: int = 0
     process: subprocess.Popen[str] | None = None
     operator: str = ""
@@ -58,7 +59,11 @@ class ServerProcess:
             str(self.data),
         ]
         self.process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            [*command, *self.options, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
         assert self.process.stdout is not None
         text = ""
@@ -190,8 +195,19 @@ async def test_2000_buyers_for_100_tickets_over_http(server: ServerProcess) -> N
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("with_redis", [False, True], ids=["server alone", "server and its Redis"])
-async def test_killed_in_the_middle_every_figure_agrees_at_the_end(server: ServerProcess, with_redis: bool) -> None:
+@pytest.mark.parametrize(
+    ("with_redis", "kind"),
+    [(False, "sqlite"), (True, "sqlite"), (True, "postgresql")],
+    ids=["server alone", "server and its Redis", "on PostgreSQL"],
+)
+async def test_killed_in_the_middle_every_figure_agrees_at_the_end(
+    server: ServerProcess, fresh_store: Any, tmp_path: Path, with_redis: bool, kind: str
+) -> None:
+    buyers = BUYERS
+    if kind == "postgresql":
+        store_at = fresh_store(kind, tmp_path)
+        server.options = ("--store", store_at.url)
+        buyers = BUYERS // 4  # the stampede itself is another test's
     server.start()
     await create(server, "drop")
     seen = Seen()
@@ -202,16 +218,21 @@ async def test_killed_in_the_middle_every_figure_agrees_at_the_end(server: Serve
         server.kill(with_redis)
         await asyncio.to_thread(server.start)
 
-    await asyncio.gather(kill_in_the_middle(), *(buy(server, "drop", at, seen, pay=True) for at in range(BUYERS)))
+    await asyncio.gather(kill_in_the_middle(), *(buy(server, "drop", at, seen, pay=True) for at in range(buyers)))
     assert len(seen.paid) == len(set(seen.tickets.values())) == CAPACITY
-    assert sum(seen.refused.values()) == BUYERS - CAPACITY
+    assert sum(seen.refused.values()) == buyers - CAPACITY
     assert set(seen.refused) <= {"409 all_held", "409 sold_out"}
     assert await counters(server, "drop") == (0, 0, CAPACITY)
     async with ready(server):
         pass
     assert server.stop() == 0
-    assert stored(server, "SELECT ticket FROM purchases WHERE sale = 'drop'") == seen.paid
-    assert stored(server, "SELECT detail FROM alarms") == set()
+    for query, expected in (
+        ("SELECT ticket FROM purchases WHERE sale = 'drop'", seen.paid),
+        ("SELECT detail FROM alarms", set()),
+    ):
+        found = {row[0] for row in store_at.rows(query)} if kind == "postgresql" else stored(server, query)
+        assert found == expected
+    assert (server.data / "holdfast.db").exists() == (kind == "sqlite")
 
 
 @pytest.mark.timeout(120)
