@@ -6,9 +6,10 @@ COPY pyproject.toml constraints.txt ./
 COPY engine engine
 COPY lua lua
 COPY http http
-RUN pip install --no-cache-dir --constraint constraints.txt . && rm -rf /src/*
+RUN pip install --no-cache-dir --constraint constraints.txt '.[postgresql]' && rm -rf /src/*
 
-# The data directory holds the SQLite store, the secret and, without HOLDFAST_REDIS, the data of the server's own Redis.
+# The data directory holds the secret, without HOLDFAST_STORE the SQLite store, and without HOLDFAST_REDIS the data of
+# the server's own Redis.
 RUN useradd --system --uid 10001 --no-create-home holdfast && install -d -o holdfast -m 0700 /data
 USER holdfast
 WORKDIR /data

