@@ -439,7 +439,9 @@ async def test_a_server_that_hangs_is_given_up_and_found_again(
 async def test_who_hangs_in_the_middle_of_a_transaction_is_ended_by_the_server(
     postgres: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(postgres_module.SETTINGS, "idle_in_transaction_session_timeout", "300")
+    ours, idle = postgres_module.SETTINGS, str(postgres_module.IDLE_MS)
+    quick = {name: "300" if value == idle else value for name, value in ours.items()}
+    monkeypatch.setattr(postgres_module, "SETTINGS", quick)
     url = postgres.fresh()
     async with opened(url) as frozen, opened(url) as store:
         await begin(store)
@@ -484,6 +486,19 @@ async def test_callers_that_are_cancelled_leave_whole_connections(postgres: Any)
         while (folded := await store.fold({"gig": end}, 10**6)).left:
             assert folded.alarms == []
         assert {record.id for record in await everything(store)} == {f"{n:t>22}" for n in range(2, end + 1)}
+
+
+async def test_what_a_cancelled_caller_had_begun_is_carried_to_its_end(postgres: Any, start_sql: Any) -> None:
+    store = open_store(url := postgres.fresh())
+    await store.open()
+    call = asyncio.create_task(store.set_position("ann", "gig", Cursor(1, 7)))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await store.close()
+    assert start_sql(url, "SELECT * FROM positions") == [("ann", "gig", 1, 7)]
 
 
 async def test_two_that_copy_the_same_slots_in_any_order_wait_for_each_other(postgres: Any) -> None:
