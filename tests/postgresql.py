@@ -101,8 +101,12 @@ def reachable(folder: Path, home: Path) -> Path:
     look = ["test", "-x", str(folder / "postgres")]
     if subprocess.run(look, user=user(), extra_groups=[] if user() else None, cwd="/").returncode == 0:
         return folder
-    shutil.copytree(folder.parent, home / "install", symlinks=True)
-    return home / "install" / folder.name
+    package, install = folder.parents[1], home / "install"
+    shutil.copytree(folder.parent, install / package.name / folder.parent.name, symlinks=True)
+    # The wheel has its libraries beside itself, and finds them from where it lies.
+    if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
+        shutil.copytree(libraries, install / libraries.name, symlinks=True)
+    return install / package.name / folder.parent.name / folder.name
 
 
 class Postgres:
