@@ -130,7 +130,7 @@ class Engine:
         Parameters
         ----------
         url: of Redis; None starts a private one in `data_dir`.
-        store: `sqlite:///PATH`; None is `holdfast.db` in `data_dir`.
+        store: `sqlite:///PATH` or `postgresql://...`; None is `holdfast.db` in `data_dir`.
         data_dir: None is `./holdfast-data`; used only where `url` or `store` is not given.
         secret: 16 characters at least, keys every hash; None is one made on the first start and kept.
         redis_server: path of the server to start; None takes the newest there is.

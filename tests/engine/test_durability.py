@@ -276,13 +276,13 @@ async def test_replica_needs_replicas(gig: Engine) -> None:
 # -- stored -----------------------------------------------------------------------------------------------------------
 
 
-async def test_stored_is_in_the_store_when_it_is_acknowledged(gig: Engine, tmp_path: Path) -> None:
-    """Nothing else copies meanwhile: it is the wait itself."""
-    tickets = await asyncio.gather(*(bought(gig, Durability.STORED, f"b{at}") for at in range(60)))
-    assert {ticket.durability for ticket in tickets} == {Durability.STORED}
-    with sqlite3.connect(tmp_path / "store.db") as db:
-        ledger = "\n".join(row[0] for row in db.execute("SELECT transitions FROM ledger"))
-    db.close()
+async def test_stored_is_in_the_store_when_it_is_acknowledged(redis_server: Any, store_at: Any) -> None:
+    """Nothing else copies: it is the wait itself."""
+    async with Engine.connect(redis_server.url, store=store_at.url, snapshot_ms=None) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=100)
+        tickets = await asyncio.gather(*(bought(engine, Durability.STORED, f"b{at}") for at in range(60)))
+        assert {ticket.durability for ticket in tickets} == {Durability.STORED}
+        ledger = "\n".join(row[0] for row in store_at.rows("SELECT transitions FROM ledger"))
     for ticket in tickets:
         assert f"p {ticket.id.partition('.')[2]} " in ledger
 
