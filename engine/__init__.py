@@ -1,5 +1,6 @@
 """Holdfast, the library: sales, tickets, ledger, snapshot, store, recovery. Knows no HTTP."""
 
+from holdfast.engine.audit import AuditReport, SlotAudit
 from holdfast.engine.engine import Engine
 from holdfast.engine.errors import (
     AllHeld,
@@ -45,6 +46,7 @@ __all__ = [
     "AllHeld",
     "AlreadyCancelled",
     "AlreadyPurchased",
+    "AuditReport",
     "CapacityInUse",
     "Closed",
     "ConfigurationError",
@@ -72,6 +74,7 @@ __all__ = [
     "RecoveryReport",
     "Sale",
     "SaleExists",
+    "SlotAudit",
     "SlotReport",
     "SoldOut",
     "Status",

@@ -20,6 +20,7 @@ import redis.asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
 from holdfast.engine import checks
+from holdfast.engine.audit import Audit, AuditReport
 from holdfast.engine.background import Background
 from holdfast.engine.batcher import Call, Waiter, collected
 from holdfast.engine.connection import NoReply, NotSent, Server
@@ -210,6 +211,7 @@ class Engine:
             self._recovery = Recovery(
                 self._server, self._scripts, self._store, self._slots, self._leases, self._retention_ms
             )
+            self._audit = Audit(self._server, self._scripts, self._store)
             self._listener = Listener(self._server, self._heard)
             await self._assurance.require(self._durability)
             if self._recover_at_start:
@@ -933,6 +935,25 @@ class Engine:
                 raise NotReady(f"another process copied or recovered '{name}' meanwhile: run it again") from error
             self._snapshot.forget(name)
         return RecoveryReport(tuple(reports))
+
+    async def audit(self, sales: Sequence[str] | None = None, *, tickets: bool = False) -> AuditReport:
+        """Compares what Redis counts with what the ledger tells, while everything sells on. Writes nothing.
+
+        Parameters
+        ----------
+        sales: which; None is all. tickets: also each ticket that is held, not only counters and buyers.
+
+        Raises
+        ------
+        UnknownSale. NotReady: a side does not answer.
+        """
+        names = list(await self._stored(self._store.cursors())) if sales is None else list(sales)
+        reports = []
+        for name in names:
+            if await self._stored(self._store.sale(name)) is None:
+                raise UnknownSale(name)
+            reports.append(await self._stored(self._redis(self._audit.audit(name, tickets=tickets))))
+        return AuditReport(tuple(reports))
 
     async def _recover_lost(self) -> None:
         await self.recover()

@@ -74,6 +74,25 @@ class Swept:
     deadline: int | None
 
 
+class Audited(NamedTuple):
+    """A part of a slot, and where the slot stood at the same instant.
+
+    Parameters
+    ----------
+    epoch, sequence: 0 where damage lies in their place. counts, version, rules: as they lie there.
+    cursor: where a scan goes on; `0` at its end.
+    found: values by name, of what was met or asked for; empty where there is none.
+    """
+
+    epoch: int
+    sequence: int
+    counts: str
+    version: str
+    rules: str
+    cursor: str
+    found: dict[str, str]
+
+
 class Scripts:
     """The scripts on one server.
 
@@ -161,6 +180,13 @@ class Scripts:
         pairs = zip(reply[2::2], reply[3::2], strict=True)
         return reply[1], [Record.parse(id.decode(), raw.decode()) for id, raw in pairs]
 
+    async def audit(self, keys: SlotKeys, what: str, *args: str) -> Audited:
+        """Part of a slot: `scan` of its buyers, with what HSCAN takes after the key; `buyers` or `tickets` by name."""
+        reply = await self._run_slot("audit", (keys.sale, keys.tickets, keys.buyers), what, *args)
+        counts, version, rules, cursor, *found = (raw.decode(errors="backslashreplace") for raw in reply[3:])
+        pairs = dict(zip(found[::2], found[1::2], strict=True))
+        return Audited(_number(reply[1]), _number(reply[2]), counts, version, rules, cursor, pairs)
+
     async def drop(self, keys: SlotKeys, floor: str, cursor: int, before: int, ids: Sequence[str]) -> int:
         """How many of the tickets left."""
         names = (keys.sale, keys.tickets, keys.buyers)
@@ -199,6 +225,11 @@ class Scripts:
             if isinstance(reply, ResponseError):
                 raise reply
         return waited
+
+
+def _number(raw: bytes) -> int:
+    """A number of a sale's hash; 0 where there is none, or damage in its place."""
+    return int(raw) if raw.isdigit() else 0
 
 
 def _all(keys: SlotKeys) -> tuple[str, ...]:

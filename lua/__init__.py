@@ -20,6 +20,7 @@ SCRIPTS = (
     "expire",
     "read",
     "mine",
+    "audit",
     "drop",
     "fence",
     "clear",
