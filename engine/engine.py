@@ -908,12 +908,13 @@ class Engine:
         await self._stored(self._snapshot.fold())
         return copied
 
-    async def recover(self, sales: Sequence[str] | None = None) -> RecoveryReport:
+    async def recover(self, sales: Sequence[str] | None = None, *, accept_oversold: bool = False) -> RecoveryReport:
         """Rebuilds sales in Redis from the union of store and Redis.
 
         Parameters
         ----------
         sales: which; None is every sale that is not ready.
+        accept_oversold: raise a capacity to what is held and sold, where that is more; else the sale stays closed.
 
         Raises
         ------
@@ -928,7 +929,9 @@ class Engine:
             if stored is None:
                 raise UnknownSale(name)
             try:
-                reports.append(await self._stored(self._redis(self._recovery.recover(stored))))
+                reports.append(
+                    await self._stored(self._redis(self._recovery.recover(stored, accept_oversold=accept_oversold)))
+                )
             except Refused as error:
                 raise NotReady(f"another recovery of '{name}' has taken over") from error
             except CursorMoved as error:

@@ -3,14 +3,21 @@
 Behind a fence that makes every script refuse: first the store is made complete (whatever only Redis knows is appended
 to the stored ledger, under a raised epoch), then Redis is emptied and filled from the store alone, and one script sets
 the counters and lifts the fence. Killed at any point it leaves the fence standing, and running it again starts over.
+
+What it holds in memory does not grow with the sale: `STEP` tickets of the store, `SCAN_STEP` of Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from redis.exceptions import RedisError, ResponseError
 
 from holdfast.engine.connection import Server
 from holdfast.engine.feed import Gap, read_redis
@@ -19,19 +26,35 @@ from holdfast.engine.keys import SlotKeys, slot_keys
 from holdfast.engine.leases import Leases
 from holdfast.engine.limits import BATCH_MAX
 from holdfast.engine.outcomes import Outcome
-from holdfast.engine.records import LETTER_OF, SALE_LINE, Definition, Entry, Record
-from holdfast.engine.scripts import Refused, Scripts
+from holdfast.engine.records import ID_CHARS, LETTER_OF, SALE_LINE, Definition, Entry, Record
+from holdfast.engine.scripts import Fenced, Refused, Restored, Scripts
 from holdfast.engine.slots import Slots
-from holdfast.engine.store import Copied, Cursor, Store, StoredSale, TicketQuery
+from holdfast.engine.store import Copied, Cursor, CursorMoved, Store, StoredSale, TicketQuery
 from holdfast.engine.values import Status
 
 log = logging.getLogger("holdfast.recovery")
 
-#: Tickets read from the store, or scanned from Redis, and transitions folded, at a time.
+#: Tickets read from the store, and transitions folded, at a time.
 STEP = 5_000
+
+#: Tickets scanned from Redis at a time: half a millisecond for which others wait.
+SCAN_STEP = 1_000
 
 #: Ids that `lua/includes/buyers.lua` keeps per buyer.
 BUYER_TICKETS_MAX = 512
+
+#: How often it starts over because somebody else wrote to the store while the fence was ours: a snapshot that was under
+#: way can do so once, a recovery that lost its fence to us once more.
+ROUNDS_MAX = 10
+
+#: Sentences of one kind in a report. A hash full of damage must not become a report of a gigabyte.
+LISTED_MAX = 100
+
+#: What a fence begins with that stays because more was sold than there is; the skus follow.
+OVERSOLD = "oversold:"
+
+_ID = re.compile(rf"[A-Za-z0-9_-]{{{ID_CHARS}}}")
+_LINES = re.compile(r"[1-9]\d{0,8}:[1-9]\d{0,14}(,[1-9]\d{0,8}:[1-9]\d{0,14})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +68,15 @@ class SlotReport:
     appended: transitions that only Redis knew, now in the store as well.
     conflicts: tickets with two different endings, in the ledger or between the two sides, as sentences; what the store
         had was kept.
+    damaged: what lay in Redis and could not be read, as sentences.
     oversold: skus of which more was sold than there is; their sale stays fenced.
+    accepted: skus whose capacity was raised to what is held and sold, since the caller said so.
+    last_known_at: when the last transition was that either side knows; None when there is none.
+    fenced_at: when the sale was closed for this recovery. Both are Unix milliseconds of Redis' clock.
+    missing: transitions that happened and are lost; None when nothing tells.
+    started_at: Redis may have lost its last moments then, at its own start, without leaving a trace; Unix
+        milliseconds. None when it has run since before the last known transition.
+    resumed: a recovery before this one was interrupted: it closed the sale, and what it found is not known here.
     """
 
     slot: str
@@ -56,29 +87,82 @@ class SlotReport:
     purchased: int = 0
     appended: int = 0
     conflicts: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
     oversold: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    last_known_at: int | None = None
+    fenced_at: int = 0
+    missing: int | None = None
+    started_at: int | None = None
+    resumed: bool = False
+
+    @property
+    def loss(self) -> str:
+        """What was lost, from when to when, as far as it can be known."""
+        known = f"the last transition that is known is of {_instant(self.last_known_at)}"
+        if self.last_known_at is None:
+            known = "no transition is known"
+        if self.resumed:
+            return (
+                f"an earlier recovery was interrupted and had closed the sale; {known}, and what came between that and "
+                "the loss is gone"
+            )
+        if self.missing is None:
+            return (
+                f"{known}; what happened between that and {_instant(self.fenced_at)}, when the sale was closed, is "
+                "lost, and nothing tells how much that was"
+            )
+        if self.missing:
+            return (
+                f"{self.missing} transitions are lost; {known}, and the sale was closed at {_instant(self.fenced_at)}"
+            )
+        if self.started_at is not None:
+            return (
+                f"nothing that Redis had is lost; {known}. Redis was started, or took over from another, by "
+                f"{_instant(self.started_at)}: what it lost by that would have left no trace"
+            )
+        return f"nothing is lost; {known}"
 
     def __str__(self) -> str:
         text = (
             f"{self.slot}: Redis stood at {self.redis}, the store at {self.store}; {self.tickets} tickets put back, "
             f"{self.held} units held, {self.purchased} purchased, {self.appended} transitions that only Redis knew"
+            f"\n  {self.loss}"
         )
         for conflict in self.conflicts:
             text += f"\n  conflict: {conflict}"
+        for damage in self.damaged:
+            text += f"\n  damaged: {damage}"
+        for sku in self.accepted:
+            text += f"\n  oversold and accepted: {sku}; its capacity is now what is held and sold"
         for sku in self.oversold:
-            text += f"\n  OVERSOLD: {sku}; the sale stays closed behind its fence"
+            text += f"\n  OVERSOLD: {sku}; the sale stays closed. {_way_out(self.slot)}"
         return text
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveryReport:
-    """What recovery did; `clean` when nothing contradicts anything."""
+    """What recovery did; `clean` when nothing contradicts anything and all could be read."""
 
     slots: tuple[SlotReport, ...]
 
     @property
     def clean(self) -> bool:
-        return not any(report.conflicts or report.oversold for report in self.slots)
+        return not any(report.conflicts or report.damaged or report.oversold for report in self.slots)
+
+
+@dataclass
+class _Found:
+    """What was found out about a slot, over all rounds."""
+
+    appended: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    #: Of the last transition known, Unix milliseconds.
+    last_known_at: int = 0
+    missing: int | None = None
+    #: The loss has been looked at, in the first round that got so far; later ones find their own writes.
+    looked: bool = False
 
 
 @dataclass
@@ -86,19 +170,8 @@ class _Tally:
     """What the tickets of a slot add up to."""
 
     counts: list[list[int]]
-    buyers: dict[str, _Buyer] = field(default_factory=dict)
     tickets: int = 0
     dropped: bool = False
-
-
-@dataclass
-class _Buyer:
-    units: dict[int, int] = field(default_factory=dict)
-    ids: list[str] = field(default_factory=list)
-
-    def packed(self) -> str:
-        counts = ",".join(f"{item}:{units}" for item, units in sorted(self.units.items()) if units)
-        return f"{counts or '-'} {''.join(self.ids[-BUYER_TICKETS_MAX:])}"
 
 
 class Recovery:
@@ -122,85 +195,138 @@ class Recovery:
     async def unready(self, sales: Sequence[StoredSale]) -> dict[str, str]:
         """The slots among these that cannot sell as they are, each with the reason."""
         heads = await self._server.pipeline(
-            [("HMGET", slot_keys(sale.id).sale, "fence", "epoch", "sequence") for sale in sales]
+            [("HMGET", slot_keys(sale.id).sale, "fence", "epoch", "sequence", "counts") for sale in sales]
         )
         reasons: dict[str, str] = {}
         for sale, head in zip(sales, heads, strict=True):
-            if isinstance(head, Exception):
-                reasons[sale.id] = f"'{sale.id}': Redis answers {type(head).__name__}"
-            elif head[0]:
-                reasons[sale.id] = f"'{sale.id}' is being rebuilt, or was when its recovery was interrupted"
-            elif not head[1] and sale.definition is not None:
-                reasons[sale.id] = f"'{sale.id}' is not in Redis, and the store has it at {sale.cursor.floor}"
-            elif head[1] and (int(head[1]), int(head[2])) < (sale.cursor.epoch, sale.cursor.sequence):
-                reasons[sale.id] = (
-                    f"'{sale.id}' stands at {int(head[1])}-{int(head[2])} in Redis, the store at {sale.cursor.floor}"
-                )
+            if reason := _unready(sale, head):
+                reasons[sale.id] = reason
         return reasons
 
-    async def recover(self, sale: StoredSale) -> SlotReport:
+    async def recover(self, sale: StoredSale, *, accept_oversold: bool = False) -> SlotReport:
         """Rebuilds the slot of one sale.
+
+        Parameters
+        ----------
+        accept_oversold: raise the capacity of an item to what is held and sold, where that is more than there is.
 
         Raises
         ------
         Refused: another recovery took the fence over; it will finish, or be run again.
         StoreError, CursorMoved, NotSent, NoReply: a side did not answer; the fence stands, run it again.
         """
-        keys, token = slot_keys(sale.id), random_id()
-        epoch, sequence = await self._scripts.fence(keys, token)
-        stood, stored = f"{epoch}-{sequence}", sale.cursor.floor
-        appended = await self._drain(sale.id, keys, Cursor(epoch, sequence))
-        # Each ticket of Redis is compared with the store's, which would look through all that is not folded.
-        conflicts = await self._fold(sale.id)
-        corrections, differ = await self._only_in_redis(sale.id, keys)
-        sale = await self._again(sale.id)
-        definition = await self._newest(sale, keys)
-        await self._still_ours(keys, token)
-        cursor = await self._raise_epoch(sale, definition, epoch, corrections)
-        conflicts += await self._fold(sale.id) + differ
-        await self._scripts.clear(keys, token)
-        tally = await self._fill(sale.id, keys, token, definition)
-        oversold = tuple(
-            item.sku for item, (left, _, _) in zip(definition.items, tally.counts, strict=True) if left < 0
-        )
+        keys, token, found = slot_keys(sale.id), random_id(), _Found()
+        fenced = await self._scripts.fence(keys, token)
+        for _ in range(ROUNDS_MAX):
+            try:
+                report = await self._rebuild(sale, keys, token, fenced, found, accept_oversold)
+            except CursorMoved:
+                # A snapshot that had read before the fence, or a recovery that lost it to us, wrote to the store.
+                await self._still_ours(keys, token)
+                continue
+            log.info("recovered %s", report)
+            return report
+        raise CursorMoved(sale.id)
+
+    async def _rebuild(
+        self, stood: StoredSale, keys: SlotKeys, token: str, fenced: Fenced, found: _Found, accept_oversold: bool
+    ) -> SlotReport:
+        slot = stood.id
+        found.appended += await self._drain(slot, keys, found)
+        found.conflicts += await self._fold(slot)  # each ticket of Redis is compared with the folded ones
+        sale = await self._again(slot)
+        drained = sale.cursor
+        definition = await self._newest(sale, keys, found)
+        append = _Appending(self, sale, keys, token, max(fenced.epoch, sale.cursor.epoch, 1) + 1)
+        amended = max(0, definition.version - sale.known.version)
+        if amended:
+            # First, since tickets may name its items.
+            await append.lines([(fenced.now, _sale_line(definition))])
+        only_there = await self._take_from_redis(keys, definition, append, found)
+        found.appended += only_there
+        found.last_known_at = max(found.last_known_at, await self._last_at(slot, drained))
+        if not found.looked:
+            found.missing = self._missing(keys, fenced, drained, only_there + amended)
+        await append.lines([(fenced.now, _sale_line(definition))])
+        found.looked = True
+        found.conflicts += append.conflicts + await self._fold(slot)
+
+        tally = await self._filled(slot, keys, token, definition)
+        oversold = _oversold(definition, tally)
+        if oversold and await self._expire_due(slot, append):
+            await append.lines([(fenced.now, _sale_line(definition))])
+            await self._fold(slot)
+            tally = await self._filled(slot, keys, token, definition)
+            oversold = _oversold(definition, tally)
+        accepted: tuple[str, ...] = ()
+        if oversold and accept_oversold:
+            definition, accepted, oversold = _raised(definition, tally), oversold, ()
+            await append.lines([(fenced.now, _sale_line(definition))])
+            await self._fold(slot)
         report = SlotReport(
-            slot=sale.id,
-            redis=stood,
-            store=stored,
+            slot=slot,
+            redis=f"{fenced.epoch}-{fenced.sequence}",
+            store=stood.cursor.floor,
             tickets=tally.tickets,
             held=sum(held for _, held, _ in tally.counts),
             purchased=sum(sold for _, _, sold in tally.counts),
-            appended=appended + len(corrections),
-            conflicts=tuple(conflicts),
+            appended=found.appended,
+            conflicts=_listed(found.conflicts),
+            damaged=_listed(found.damaged),
             oversold=oversold,
+            accepted=accepted,
+            last_known_at=found.last_known_at or None,
+            fenced_at=fenced.now,
+            missing=found.missing,
+            started_at=await self._started_since(found.last_known_at),
+            resumed=fenced.resumed,
         )
-        if not oversold:
-            await self._scripts.unfence(
-                keys,
-                token,
-                str(cursor.epoch),
-                str(cursor.sequence),
-                definition.json(),
-                definition.origin,
-                str(definition.version),
-                definition.rules(),
-                " ".join(f"{left} {held} {sold}" for left, held, sold in tally.counts),
-                "1" if tally.dropped or sale.dropped else "0",
-            )
-            if slot := self._slots.known(sale.id):
-                slot.floor, slot.definition = cursor, definition
-        log.info("recovered %s", report)
-        if (await self._again(sale.id)).cursor.epoch > cursor.epoch:
-            # A recovery that had lost its fence to us raised the epoch after we had read it: Redis is behind again.
-            return await self.recover(await self._again(sale.id))
+        if oversold:
+            await self._still_ours(keys, token)
+            await self._scripts.fence(keys, OVERSOLD + " ".join(oversold))
+        else:
+            await self._open(sale, keys, token, definition, append.cursor, tally)
         return report
 
-    async def _newest(self, sale: StoredSale, keys: SlotKeys) -> Definition:
+    async def _open(
+        self,
+        sale: StoredSale,
+        keys: SlotKeys,
+        token: str,
+        definition: Definition,
+        cursor: Cursor,
+        tally: _Tally,
+    ) -> None:
+        await self._scripts.unfence(
+            keys,
+            token,
+            str(cursor.epoch),
+            str(cursor.sequence),
+            definition.json(),
+            definition.origin,
+            str(definition.version),
+            definition.rules(),
+            " ".join(f"{left} {held} {sold}" for left, held, sold in tally.counts),
+            "1" if tally.dropped or sale.dropped else "0",
+        )
+        if slot := self._slots.known(sale.id):
+            slot.floor, slot.definition = cursor, definition
+
+    # -- the store made complete -----------------------------------------------------------------------------------
+
+    async def _newest(self, sale: StoredSale, keys: SlotKeys, found: _Found) -> Definition:
         """The newest definition that either side has: tickets may name items of an amendment that was not copied."""
         text = await self._server.call("HGET", keys.sale, "definition")
-        there = Definition.from_json(text) if text else None
         known = sale.known
-        return there if there is not None and there.origin == known.origin and there.version > known.version else known
+        if not text:
+            return known
+        try:
+            there = Definition.from_json(text)
+            there.rules(), there.fresh_counts()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            _note(found.damaged, f"{sale.id}: its definition in Redis cannot be read; the store's is used")
+            return known
+        return there if there.origin == known.origin and there.version > known.version else known
 
     async def _still_ours(self, keys: SlotKeys, token: str) -> None:
         fence = await self._server.call("HGET", keys.sale, "fence")
@@ -212,62 +338,151 @@ class Recovery:
         assert sale is not None  # sales are never removed from the registry
         return sale
 
-    async def _drain(self, slot: str, keys: SlotKeys, head: Cursor) -> int:
+    async def _drain(self, slot: str, keys: SlotKeys, found: _Found) -> int:
         """Copies what Redis' ledger has beyond the store, where it goes on from it; how many transitions."""
         appended = 0
         while True:
             sale = await self._again(slot)
-            if (head.epoch, head.sequence) <= (sale.cursor.epoch, sale.cursor.sequence):
-                return appended
             try:
-                entries = await read_redis(self._server, keys, sale.cursor)
+                raw = await read_redis(self._server, keys, sale.cursor)
             except Gap:
                 return appended  # what lies beyond is read from the tickets themselves
+            except ResponseError:
+                _note(found.damaged, f"{slot}: its ledger in Redis is none")
+                return appended
+            except (ValueError, KeyError, IndexError):
+                _note(
+                    found.damaged,
+                    f"{slot}: its ledger or its sequence in Redis cannot be read beyond {sale.cursor.floor}",
+                )
+                return appended
+            entries = _sound(raw, sale.cursor)
+            if len(entries) < len(raw):
+                _note(found.damaged, f"{slot}: its ledger in Redis breaks off after {_end(entries, sale.cursor)}")
             if not entries:
                 return appended
             await self._store.append([Copied(slot, sale.cursor, entries)])
             appended += entries[-1].sequence - sale.cursor.sequence
+            found.last_known_at = max(found.last_known_at, *(entry.at for entry in entries))
+            if len(entries) < len(raw):
+                return appended
 
-    async def _only_in_redis(self, slot: str, keys: SlotKeys) -> tuple[list[tuple[int, str]], list[str]]:
-        """Ledger lines, with times, for what the tickets in Redis say and the store does not; and the conflicts."""
+    async def _take_from_redis(self, keys: SlotKeys, definition: Definition, append: _Appending, found: _Found) -> int:
+        """Appends what the tickets in Redis say and the store does not; how many transitions."""
+        taken = 0
+        async for fields in self._scan(keys, append.slot, found):
+            records: dict[str, Record] = {}
+            for raw_id, packed in fields.items():
+                record = _readable(raw_id, packed, len(definition.items))
+                if record is not None:
+                    records[record.id] = record
+            known = await self._store.records(append.slot, list(records))
+            lines: list[tuple[int, str]] = []
+            for record in records.values():
+                lines += self._differing(append.slot, record, known.get(record.id), found)
+            if len(records) < len(fields):
+                await self._note_damaged(append.slot, fields, records, found)
+            if lines:
+                found.last_known_at = max(found.last_known_at, *(at for at, _ in lines))
+                await append.lines(lines)
+                append.conflicts += await self._fold(append.slot)  # a scan may meet a ticket twice
+                taken += len(lines)
+        return taken
+
+    @staticmethod
+    def _differing(slot: str, record: Record, known: Record | None, found: _Found) -> list[tuple[int, str]]:
+        """Ledger lines, with times, for what this record of Redis says and the store's does not."""
         lines: list[tuple[int, str]] = []
-        conflicts: list[str] = []
-        async for record in self._scan(keys):
-            known = await self._store.ticket(slot, record.id)
-            letter = LETTER_OF[record.status]
-            if known is None:
-                born = f"r {record.lines} {record.expires_at} {record.id}{record.buyer}"
-                lines.append((record.reserved_at, born))
-            if record.status is Status.RESERVED or (known is not None and known.status is record.status):
-                continue
-            if known is not None and known.status is not Status.RESERVED:
-                conflicts.append(f"{slot}.{record.id} is {known.status} in the store and {record.status} in Redis")
-                continue
-            last = record.expires_at if record.status is Status.EXPIRED else record.reference
-            ending = f"{letter} {record.id} {record.lines} {record.operation} {last}"
-            lines.append((record.ended_at or record.expires_at, ending))
-        return lines, conflicts
+        if known is None:
+            lines.append((record.reserved_at, f"r {record.lines} {record.expires_at} {record.id}{record.buyer}"))
+        elif (known.lines, known.buyer, known.expires_at) != (record.lines, record.buyer, record.expires_at):
+            _note(found.conflicts, f"{slot}.{record.id} is of another buyer, units or deadline in Redis")
+            return lines
+        if record.status is Status.RESERVED or (known is not None and known.status is record.status):
+            return lines
+        if known is not None and known.status is not Status.RESERVED:
+            _note(found.conflicts, f"{slot}.{record.id} is {known.status} in the store and {record.status} in Redis")
+            return lines
+        last = record.expires_at if record.status is Status.EXPIRED else record.reference
+        ending = f"{LETTER_OF[record.status]} {record.id} {record.lines} {record.operation} {last}"
+        lines.append((record.ended_at or record.expires_at, ending))
+        return lines
 
-    async def _scan(self, keys: SlotKeys) -> AsyncIterator[Record]:
+    async def _note_damaged(
+        self, slot: str, fields: dict[bytes, bytes], records: dict[str, Record], found: _Found
+    ) -> None:
+        names = [raw.decode("ascii", "backslashreplace") for raw in fields]
+        names = [name for name in names if name not in records]
+        known = await self._store.records(slot, [name for name in names if _ID.fullmatch(name)])
+        for name in names:
+            rest = "the store's is kept" if name in known else "and the store does not know it"
+            _note(found.damaged, f"{slot}.{name[:ID_CHARS]}: its record in Redis cannot be read; {rest}")
+
+    async def _scan(self, keys: SlotKeys, slot: str, found: _Found) -> AsyncIterator[dict[bytes, bytes]]:
         at = b"0"
         while True:
-            at, fields = await self._server.call("HSCAN", keys.tickets, at, "COUNT", STEP)
-            for id, packed in zip(fields[::2], fields[1::2], strict=True):
-                yield Record.parse(id.decode(), packed.decode())
+            try:
+                at, fields = await self._server.call("HSCAN", keys.tickets, at, "COUNT", SCAN_STEP)
+            except ResponseError:
+                _note(found.damaged, f"{slot}: its tickets in Redis are none")
+                return
+            yield dict(zip(fields[::2], fields[1::2], strict=True))
             if at in (b"0", "0", 0):
                 return
 
-    async def _raise_epoch(
-        self, sale: StoredSale, definition: Definition, epoch: int, corrections: list[tuple[int, str]]
-    ) -> Cursor:
-        """Commits the new epoch to the store, before Redis sells in it: an older Redis that comes back is behind it."""
-        raised = max(epoch, sale.cursor.epoch) + 1
-        sequence = sale.cursor.sequence
+    def _missing(self, keys: SlotKeys, fenced: Fenced, drained: Cursor, made_up: int) -> int | None:
+        """Transitions that happened and that neither the ledgers nor the tickets tell; None when nothing tells.
+
+        Parameters
+        ----------
+        drained: how far both ledgers together reach. made_up: transitions beyond that which were found otherwise.
+        """
+        seen = self._scripts.seen.get(keys.sale, (0, 0))
+        heads = [head for head in ((fenced.epoch, fenced.sequence), seen) if head[0] == drained.epoch]
+        furthest = max((sequence for _, sequence in heads), default=0)
+        if furthest > drained.sequence:
+            return max(0, furthest - drained.sequence - made_up)
+        # Redis stands where both ledgers end: it has lost nothing of what it had.
+        return 0 if (fenced.epoch, fenced.sequence) == (drained.epoch, drained.sequence) else None
+
+    async def _last_at(self, slot: str, cursor: Cursor) -> int:
+        """When the transition at this cursor was, Unix milliseconds; 0 when there is none."""
+        entries = (
+            await self._store.ledger(slot, Cursor(cursor.epoch, cursor.sequence - 1), 1) if cursor.sequence else []
+        )
+        return entries[0].at if entries else 0
+
+    async def _started_since(self, last_known_at: int) -> int | None:
+        """When Redis was started, or last became a primary, if that may be after the last known transition."""
+        try:
+            info, (seconds, _) = await self._server.pipeline([("INFO",), ("TIME",)])
+            fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+            # Whole seconds, rounded down: it was started by then.
+            started_at = (int(seconds) + 1 - int(fields["uptime_in_seconds"])) * 1000
+            replica_once = fields.get("master_replid2", "").strip("0") != ""
+        except (RedisError, AttributeError, TypeError, ValueError, KeyError):
+            return int(datetime.now(UTC).timestamp() * 1000)  # it does not tell: any time until now
+        if replica_once:
+            return int(seconds) * 1000
+        return started_at if started_at > last_known_at else None
+
+    async def _expire_due(self, slot: str, append: _Appending) -> bool:
+        """Ends in the ledger the holds whose deadline has passed; whether there were any.
+
+        Otherwise whoever opens the slot sweeps them. Done here only when their units are what is missing.
+        """
         (seconds, _) = await self._server.call("TIME")
-        lines = [*corrections, (int(seconds) * 1000, f"{SALE_LINE} {definition.json()}")]
-        entries = [Entry(raised, sequence + at, time, line) for at, (time, line) in enumerate(lines, start=1)]
-        await self._store.append([Copied(sale.id, sale.cursor, entries)])
-        return Cursor(raised, entries[-1].sequence)
+        now, any_due = int(seconds) * 1000, False
+        async for records in self._stored_tickets(slot, Status.RESERVED):
+            lines = [
+                (now, f"x {record.id} {record.lines} - {record.expires_at}")
+                for record in records
+                if record.expires_at <= now
+            ]
+            if lines:
+                await append.lines(lines)
+                any_due = True
+        return any_due
 
     async def _fold(self, slot: str) -> list[str]:
         """Brings the tickets in the store up to date with all of its ledger; what contradicted what in it."""
@@ -282,54 +497,197 @@ class Recovery:
             log.critical("ALARM %s", alarm)
         return alarms
 
-    async def _fill(self, slot: str, keys: SlotKeys, token: str, definition: Definition) -> _Tally:
-        """Puts tickets, buyers and deadlines of the store into Redis, and adds up the counters."""
+    # -- Redis filled from it --------------------------------------------------------------------------------------
+
+    async def _filled(self, slot: str, keys: SlotKeys, token: str, definition: Definition) -> _Tally:
+        """Empties Redis, puts tickets, buyers and deadlines of the store into it, and adds up the counters."""
+        await self._scripts.clear(keys, token)
         (seconds, _) = await self._server.call("TIME")
         horizon = int(seconds) * 1000 - self._retention_ms
         tally = _Tally([[item.capacity, 0, 0] for item in definition.items])
-        deadlines: dict[int, list[str]] = {}
+        units: Counter[tuple[str, Status]] = Counter()
         async for records in self._stored_tickets(slot):
-            values: list[str] = []
+            tickets: list[Restored] = []
             for record in records:
-                _add(tally, record)
-                if record.status is not Status.RESERVED and (record.ended_at or 0) <= horizon:
+                status, lines = record.status, "-"
+                if status is Status.RESERVED or status is Status.PURCHASED:
+                    lines = record.lines
+                    units[lines, status] += 1
+                if status is not Status.RESERVED and (record.ended_at or 0) <= horizon:
                     tally.dropped = True
+                    if status is Status.PURCHASED:
+                        tickets.append(Restored("", record.buyer, lines, ""))
                     continue
-                values += (record.id, record.pack())
+                deadline = record.expires_at if status is Status.RESERVED else 0
+                tickets.append(Restored(record.id, record.buyer, lines, record.pack(), deadline))
                 tally.tickets += 1
-                tally.buyers.setdefault(record.buyer, _Buyer()).ids.append(record.id)
-                if record.status is Status.RESERVED:
-                    deadlines.setdefault(record.expires_at, []).append(record.id)
-            await self._put(keys, token, "tickets", values)
-        await self._put(
-            keys, token, "buyers", [text for name, buyer in tally.buyers.items() for text in (name, buyer.packed())]
-        )
-        values = []
-        for deadline, ids in deadlines.items():
-            for at in range(0, len(ids), BATCH_MAX):
-                values += (str(deadline), "".join(ids[at : at + BATCH_MAX]))
-                self._leases.set(f"{keys.lease_prefix}{slot}.", ids[at : at + BATCH_MAX], deadline)
-        await self._put(keys, token, "deadlines", values)
+            for at in range(0, len(tickets), BATCH_MAX):
+                step = tickets[at : at + BATCH_MAX]
+                self._lease(keys, slot, step)
+                await self._scripts.restore(keys, token, len(definition.items), step)
+        for (lines, status), tickets_of in units.items():
+            for part in lines.split(","):
+                item, quantity = (int(number) for number in part.split(":"))
+                tally.counts[item - 1][0] -= quantity * tickets_of
+                tally.counts[item - 1][1 if status is Status.RESERVED else 2] += quantity * tickets_of
         return tally
 
-    async def _put(self, keys: SlotKeys, token: str, part: str, values: list[str]) -> None:
-        for at in range(0, len(values), 2 * BATCH_MAX):
-            await self._scripts.restore(keys, token, part, values[at : at + 2 * BATCH_MAX])
-            await asyncio.sleep(0)
+    async def _stored_tickets(self, slot: str, status: Status | None = None) -> AsyncIterator[list[Record]]:
+        """Tickets of the store in the order of their reservation; the next ones are read while these are used."""
 
-    async def _stored_tickets(self, slot: str) -> AsyncIterator[list[Record]]:
-        after = (0, "")
-        while records := await self._store.tickets(TicketQuery(slot, STEP, after=after)):
-            yield records
-            after = (records[-1].reserved_at, records[-1].id)
+        def page(after: tuple[int, str]) -> asyncio.Task[list[Record]]:
+            return asyncio.create_task(self._store.tickets(TicketQuery(slot, STEP, status=status, after=after)))
+
+        task = page((0, ""))
+        try:
+            while records := await task:
+                task = page((records[-1].reserved_at, records[-1].id))
+                yield records
+        finally:
+            task.cancel()
+
+    def _lease(self, keys: SlotKeys, slot: str, tickets: Iterable[Restored]) -> None:
+        """Gives the held ones of these their leases, which ride along with the call that restores them."""
+        held: dict[int, list[str]] = {}
+        for ticket in tickets:
+            if ticket.deadline:
+                held.setdefault(ticket.deadline, []).append(ticket.id)
+        for deadline, ids in held.items():
+            self._leases.set(f"{keys.lease_prefix}{slot}.", ids, deadline)
 
 
-def _add(tally: _Tally, record: Record) -> None:
-    if record.status not in (Status.RESERVED, Status.PURCHASED):
-        return
-    buyer = tally.buyers.setdefault(record.buyer, _Buyer())
-    for part in record.lines.split(","):
-        item, quantity = (int(number) for number in part.split(":"))
-        tally.counts[item - 1][0] -= quantity
-        tally.counts[item - 1][1 if record.status is Status.RESERVED else 2] += quantity
-        buyer.units[item] = buyer.units.get(item, 0) + quantity
+class _Appending:
+    """The stored ledger of a slot as a recovery writes to it, under its raised epoch.
+
+    The epoch is committed to the store before Redis sells in it: an older Redis that comes back is behind it.
+
+    Attributes
+    ----------
+    cursor: where it has come to. conflicts: contradictions that folding found on the way.
+    """
+
+    def __init__(self, recovery: Recovery, sale: StoredSale, keys: SlotKeys, token: str, epoch: int) -> None:
+        self._recovery = recovery
+        self._keys = keys
+        self._token = token
+        self._epoch = epoch
+        self.slot = sale.id
+        self.cursor = sale.cursor
+        self.conflicts: list[str] = []
+
+    async def lines(self, lines: Sequence[tuple[int, str]]) -> None:
+        """Appends transitions with their times, all or none.
+
+        Raises
+        ------
+        Refused: the fence is another's. CursorMoved: somebody wrote to the ledger since this began.
+        """
+        recovery, sequence = self._recovery, self.cursor.sequence
+        # Only then: whoever took the fence over reads the store afterwards, and one of the two finds the cursor moved.
+        await recovery._still_ours(self._keys, self._token)
+        entries = [Entry(self._epoch, sequence + at, time, line) for at, (time, line) in enumerate(lines, start=1)]
+        await recovery._store.append([Copied(self.slot, self.cursor, entries)])
+        self.cursor = Cursor(self._epoch, entries[-1].sequence)
+
+
+def _unready(sale: StoredSale, head: object) -> str | None:
+    """Why a slot cannot sell, given fence, epoch, sequence and counters of its hash; None when it can."""
+    if not isinstance(head, list):
+        return f"'{sale.id}': Redis answers {type(head).__name__}; what lies there is no sale"
+    fence, epoch, sequence, counts = head
+    if fence and fence.startswith(OVERSOLD.encode()):
+        skus = fence.decode().removeprefix(OVERSOLD)
+        return f"'{sale.id}' has sold more than there is of {skus}, and stays closed. {_way_out(sale.id)}"
+    if fence:
+        return f"'{sale.id}' is being rebuilt, or was when its recovery was interrupted"
+    if not epoch:
+        at = sale.cursor.floor
+        return None if sale.definition is None else f"'{sale.id}' is not in Redis, and the store has it at {at}"
+    try:
+        stands = Cursor(int(epoch), int(sequence))
+        [int(count) for count in counts.split()]
+    except (TypeError, ValueError, AttributeError):
+        return f"'{sale.id}' is damaged in Redis: its epoch, sequence or counters are none"
+    if (stands.epoch, stands.sequence) < (sale.cursor.epoch, sale.cursor.sequence):
+        return f"'{sale.id}' stands at {stands.floor} in Redis, the store at {sale.cursor.floor}"
+    return None
+
+
+def _way_out(slot: str) -> str:
+    return (
+        f"Run `holdfast recover --sale {slot}` again when holds have run out, if those are too many, or with "
+        "--accept-oversold, which raises the capacity to what is held and sold"
+    )
+
+
+def _sound(entries: list[Entry], after: Cursor) -> list[Entry]:
+    """As many of these entries as follow on each other and can be read."""
+    sequence = after.sequence
+    for at, entry in enumerate(entries):
+        try:
+            begins = entry.first
+            entry.transitions()
+        except (ValueError, IndexError):
+            return entries[:at]
+        if begins != sequence + 1:
+            return entries[:at]
+        sequence = entry.sequence
+    return entries
+
+
+def _end(entries: Sequence[Entry], after: Cursor) -> str:
+    return f"{entries[-1].epoch}-{entries[-1].sequence}" if entries else after.floor
+
+
+def _readable(id: bytes, packed: bytes, items: int) -> Record | None:
+    """A record of Redis, if it is one.
+
+    Parameters
+    ----------
+    items: how many the sale has; a record that names another is damaged.
+    """
+    try:
+        record = Record.parse(id.decode(), packed.decode())
+    except (ValueError, KeyError, IndexError):
+        return None
+    names = [record.id, record.buyer]
+    if record.status in (Status.PURCHASED, Status.CANCELLED):
+        names.append(record.operation)
+    if not all(_ID.fullmatch(name) for name in names) or not _LINES.fullmatch(record.lines):
+        return None
+    if any(int(part.partition(":")[0]) > items for part in record.lines.split(",")):
+        return None
+    # A newline would begin another line of the ledger.
+    return record if record.reserved_at > 0 and record.expires_at > 0 and "\n" not in record.reference else None
+
+
+def _sale_line(definition: Definition) -> str:
+    return f"{SALE_LINE} {definition.json()}"
+
+
+def _oversold(definition: Definition, tally: _Tally) -> tuple[str, ...]:
+    return tuple(item.sku for item, (left, _, _) in zip(definition.items, tally.counts, strict=True) if left < 0)
+
+
+def _raised(definition: Definition, tally: _Tally) -> Definition:
+    """The definition with the capacity of whatever is oversold raised to what is held and sold; the counters follow."""
+    items = []
+    for item, counts in zip(definition.items, tally.counts, strict=True):
+        if counts[0] < 0:
+            item, counts[0] = replace(item, capacity=item.capacity - counts[0]), 0
+        items.append(item)
+    return replace(definition, items=tuple(items), version=definition.version + 1)
+
+
+def _note(sentences: list[str], sentence: str) -> None:
+    if sentence not in sentences[-1:]:
+        sentences.append(sentence)
+
+
+def _listed(sentences: Sequence[str]) -> tuple[str, ...]:
+    more = len(sentences) - LISTED_MAX
+    return (*sentences[:LISTED_MAX], f"and {more} more") if more > 0 else tuple(sentences)
+
+
+def _instant(at: int | None) -> str:
+    return datetime.fromtimestamp((at or 0) / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

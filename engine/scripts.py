@@ -74,6 +74,38 @@ class Swept:
     deadline: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Where a slot stood when it was fenced.
+
+    Parameters
+    ----------
+    now: the server's clock, Unix milliseconds. epoch, sequence: 0 where the slot has none.
+    resumed: a fence stood already that another recovery had left.
+    """
+
+    now: int
+    epoch: int
+    sequence: int
+    resumed: bool
+
+
+class Restored(NamedTuple):
+    """A ticket on its way back into Redis.
+
+    Parameters
+    ----------
+    id, record: both empty for a purchase that stays in the store alone and counts for its buyer all the same.
+    lines: packed, what counts for the buyer; `-` for a ticket that ended unpaid. deadline: of a held one, else 0.
+    """
+
+    id: str
+    buyer: str
+    lines: str
+    record: str
+    deadline: int = 0
+
+
 class Audited(NamedTuple):
     """A part of a slot, and where the slot stood at the same instant.
 
@@ -99,10 +131,16 @@ class Scripts:
     Parameters
     ----------
     replaced: includes to put in place of the packaged ones, for tests that move time.
+
+    Attributes
+    ----------
+    seen: the furthest epoch and sequence that a reply told of, by the key of the sale; what is lost later is measured
+        by it.
     """
 
     def __init__(self, server: Server, replaced: Mapping[str, str] | None = None) -> None:
         self._server = server
+        self.seen: dict[str, tuple[int, int]] = {}
         self._texts = {name: lua.load(name, replaced) for name in lua.SCRIPTS}
         self._shas = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._texts.items()}
 
@@ -128,6 +166,11 @@ class Scripts:
                 raise Refused(outcome)
         return reply
 
+    def _heard(self, keys: SlotKeys, epoch: int, sequence: int) -> None:
+        """A reply told where the slot stands; replies of two connections may come in another order."""
+        if (epoch, sequence) > self.seen.get(keys.sale, (0, 0)):
+            self.seen[keys.sale] = epoch, sequence
+
     async def create(self, keys: SlotKeys, definition: str, origin: str, rules: str, counts: str) -> Outcome:
         reply = await self._run_slot("create", (keys.sale, keys.ledger), definition, origin, rules, counts)
         return Outcome(reply[0].decode())
@@ -144,6 +187,7 @@ class Scripts:
         self, keys: SlotKeys, floor: str, ids: Sequence[str], buyers: Sequence[str], orders: Sequence[str]
     ) -> Batch:
         reply = await self._run_slot("reserve", _all(keys), floor, *ids, *buyers, *orders)
+        self._heard(keys, reply[3], reply[4])
         return Batch(reply[1], reply[2], reply[3], reply[4], reply[5:])
 
     async def confirm(
@@ -156,12 +200,14 @@ class Scripts:
         payments: Sequence[str],
     ) -> Batch:
         reply = await self._run_slot("confirm", _all(keys), floor, *ids, *buyers, *operations, *payments)
+        self._heard(keys, reply[2], reply[3])
         return Batch(reply[1], 0, reply[2], reply[3], reply[4:])
 
     async def cancel(
         self, keys: SlotKeys, floor: str, ids: Sequence[str], buyers: Sequence[str], operations: Sequence[str]
     ) -> Batch:
         reply = await self._run_slot("cancel", _all(keys), floor, *ids, *buyers, *operations)
+        self._heard(keys, reply[2], reply[3])
         return Batch(reply[1], 0, reply[2], reply[3], reply[4:])
 
     async def expire(self, keys: SlotKeys, floor: str) -> Swept:
@@ -193,17 +239,18 @@ class Scripts:
         reply = await self._run_slot("drop", names, floor, str(cursor), str(before), *ids)
         return int(reply[1])
 
-    async def fence(self, keys: SlotKeys, token: str) -> tuple[int, int]:
-        """Epoch and sequence that the slot stands at; 0 and 0 where it has none."""
-        _, epoch, sequence = await self._run("fence", (keys.sale,), token)
-        return int(epoch or 0), int(sequence or 0)
+    async def fence(self, keys: SlotKeys, token: str) -> Fenced:
+        _, now, epoch, sequence, resumed = await self._run("fence", (keys.sale,), token)
+        return Fenced(now, _number(epoch), _number(sequence), bool(resumed))
 
     async def clear(self, keys: SlotKeys, token: str) -> None:
         await self._run_slot("clear", _all(keys), token)
 
-    async def restore(self, keys: SlotKeys, token: str, part: str, values: Sequence[str]) -> None:
+    async def restore(self, keys: SlotKeys, token: str, items: int, tickets: Sequence[Restored]) -> None:
+        """Puts tickets into a fenced slot; `items` is how many the sale has."""
         names = (keys.sale, keys.tickets, keys.buyers, keys.deadlines)
-        await self._run_slot("restore", names, token, part, *values)
+        ids, buyers, lines, records, _ = zip(*tickets, strict=True)
+        await self._run_slot("restore", names, token, str(items), *ids, *buyers, *lines, *records)
 
     async def unfence(self, keys: SlotKeys, token: str, *fields: str) -> None:
         """`fields`: epoch, sequence, definition, origin, version, rules, counts, dropped."""

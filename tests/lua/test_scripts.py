@@ -249,7 +249,7 @@ def test_a_slot_that_may_not_be_used_answers_and_changes_nothing(
     for floor in (f"1-{sequence + 1}", "2-0", "2-1"):
         assert slot.run(script, keys, floor, *args) == ["behind"]
     assert slot.everything() == before
-    assert slot.run("fence", "sale", "token") == ["ok", "1", str(sequence)]
+    assert slot.run("fence", "sale", "token") == ["ok", slot.now, "1", str(sequence), 0]
     before = slot.everything()
     for floor in ("0-0", "2-0"):
         assert slot.run(script, keys, floor, *args) == ["fenced"]
@@ -419,14 +419,12 @@ def test_mine_gives_a_buyers_tickets_oldest_first(slot: Any) -> None:
 
 def test_a_rebuild_behind_the_fence(sale: Any) -> None:
     sale.answers("reserve", order("t1"))
-    assert sale.run("fence", "sale", "mine") == ["ok", "1", "2"]
+    assert sale.run("fence", "sale", "mine") == ["ok", sale.now, "1", "2", 0]
     before = sale.everything()
     record = f"r 1:2 {sale.now} {sale.now + 9} {id22('bob')}"
     rebuild = [
         ("clear", ALL_KEYS, []),
-        ("restore", "sale tickets buyers deadlines", ["tickets", id22("t9"), record]),
-        ("restore", "sale tickets buyers deadlines", ["buyers", id22("bob"), f"1:2 {id22('t9')}"]),
-        ("restore", "sale tickets buyers deadlines", ["deadlines", str(sale.now + 9), id22("t9")]),
+        ("restore", "sale tickets buyers deadlines", ["1", id22("t9"), id22("bob"), "1:2", record]),
         ("unfence", "sale ledger", ["2", "8", '{"version":1}', "origin", "1", "1000 0 0 0 0", "8 2 0", "1"]),
     ]
     for script, keys, args in rebuild:
@@ -437,11 +435,55 @@ def test_a_rebuild_behind_the_fence(sale: Any) -> None:
         assert sale.run(script, keys, "mine", *args) == ["ok"]
     assert sale.ledger() == [("2-8", 's {"version":1}')]
     assert sale.counts() == "8 2 0"
+    rebuilt = sale.everything()
+    assert rebuilt["tickets"] == {id22("t9").encode(): record.encode()}
+    assert rebuilt["buyers"] == {id22("bob").encode(): f"1:2 {id22('t9')}".encode()}
+    assert rebuilt["deadlines"] == [(id22("t9").encode(), sale.now + 9)]
     for script, keys, args in rebuild:
         assert sale.run(script, keys, "mine", *args) == ["fenced"]
     sale.floor = "2-8"
     assert words(sale.answers("confirm", payment("t9", "bob"))) == ["paid"]
     assert sale.ledger()[-1][0] == "2-9"
+
+
+def test_restored_buyers_have_what_their_tickets_say(sale: Any) -> None:
+    def record(status: str, lines: str, buyer: str, expires_at: int) -> str:
+        ended = "" if status == "r" else f" {sale.now} 7 {id22('o')} "
+        return f"{status} {lines} {sale.now} {expires_at} {id22(buyer)}{ended}"
+
+    late, later = sale.now + 8, sale.now + 9
+    tickets = [
+        (id22("t1"), id22("ann"), "1:1", record("r", "1:1", "ann", late)),
+        (id22("t2"), id22("bob"), "-", record("c", "2:1", "bob", late)),
+        ("", id22("ann"), "2:3", ""),  # purchased long ago
+        (id22("t3"), id22("ann"), "-", record("x", "1:5", "ann", late)),
+        (id22("t4"), id22("ann"), "1:2,2:1", record("p", "1:2,2:1", "ann", late)),
+        ("", id22("cyd"), "1:4", ""),
+        (id22("t5"), id22("dan"), "1:1", record("r", "1:1", "dan", later)),
+        (id22("t6"), id22("eva"), "1:1", record("r", "1:1", "eva", late)),
+    ]
+    sale.run("fence", "sale", "mine")
+    assert sale.run("clear", ALL_KEYS, "mine") == ["ok"]
+    for step in (tickets[:5], tickets[5:]):
+        args = ["2", *(value for column in zip(*step, strict=True) for value in column)]
+        assert sale.run("restore", "sale tickets buyers deadlines", "mine", *args) == ["ok"]
+    state = sale.everything()
+    assert {name.decode().rstrip("."): text.decode() for name, text in state["buyers"].items()} == {
+        "ann": f"1:3,2:4 {id22('t1')}{id22('t3')}{id22('t4')}",
+        "bob": f"- {id22('t2')}",
+        "cyd": "1:4 ",
+        "dan": f"1:1 {id22('t5')}",
+        "eva": f"1:1 {id22('t6')}",
+    }
+    assert {id.decode().rstrip(".") for id in state["tickets"]} == {"t1", "t2", "t3", "t4", "t5", "t6"}
+    assert dict(state["deadlines"]) == {id22(t).encode(): at for t, at in (("t1", late), ("t5", later), ("t6", late))}
+
+
+def test_whatever_lies_in_the_place_of_a_sale_is_fenced(slot: Any) -> None:
+    slot.client.set(slot.keys.sale, "damage")
+    assert slot.run("fence", "sale", "mine") == ["ok", slot.now, "", "", 0]
+    assert slot.run("fence", "sale", "next") == ["ok", slot.now, "", "", 1]
+    assert slot.client.hgetall(slot.keys.sale) == {b"fence": b"next"}
 
 
 def test_a_second_rebuild_takes_the_fence_over(sale: Any) -> None:
