@@ -1,4 +1,4 @@
-"""The command line: `holdfast serve`, `recover`, `listen`.
+"""The command line: `holdfast serve`, `recover`, `audit`, `listen`.
 
 A setting is looked for in its flag, then in `HOLDFAST_` and its name in capitals, then in `holdfast.toml`.
 Exit statuses: 0 all went well, 1 it found something wrong, 2 the call was wrong.
@@ -48,7 +48,7 @@ ENV_PREFIX: Final = "HOLDFAST_"
 
 T = TypeVar("T")
 
-_COMMANDS: Final = ("serve", "recover", "listen")
+_COMMANDS: Final = ("serve", "recover", "audit", "listen")
 
 
 # Settings from the file -----------------------------------------------------------------------------------------------
@@ -149,6 +149,7 @@ def serve(settings: Annotated[ServeSettings | None, Parameter(name="*")] = None)
 def recover(
     *,
     sale: tuple[str, ...] = (),
+    accept_oversold: bool = False,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> int:
     """Rebuild what Redis has lost from the store: sales, counters, limits, purchases and unexpired holds.
@@ -156,15 +157,17 @@ def recover(
     Parameters
     ----------
     sale
-        Only this sale; repeatable.
+        Only this sale; repeatable. Without it every sale that is not ready.
+    accept_oversold
+        Where more is held and sold than there is, raise the capacity to that instead of keeping the sale closed.
     """
-    return asyncio.run(_recover(settings or Settings(), sale))
+    return asyncio.run(_recover(settings or Settings(), sale, accept_oversold))
 
 
-async def _recover(settings: Settings, sales: tuple[str, ...]) -> int:
+async def _recover(settings: Settings, sales: tuple[str, ...], accept_oversold: bool) -> int:
     stop = stop_signal()
     async with _beside_server(settings) as engine:
-        report = await _until(stop, engine.recover(sales or None))
+        report = await _until(stop, engine.recover(sales or None, accept_oversold=accept_oversold))
     if report is None:
         print("holdfast: interrupted; run it again, it goes on where it stopped.", file=sys.stderr)
         return FOUND_WRONG
@@ -172,6 +175,36 @@ async def _recover(settings: Settings, sales: tuple[str, ...]) -> int:
         print(slot)
     if not report.slots:
         print(f"There is nothing to recover: the sales in {_place(settings)} are ready.")
+    return OK if report.clean else FOUND_WRONG
+
+
+@app.command
+def audit(
+    *,
+    sale: tuple[str, ...] = (),
+    tickets: bool = False,
+    settings: Annotated[Settings | None, Parameter(name="*")] = None,
+) -> int:
+    """Compare what Redis counts, of each item and each buyer, with what the ledger tells. Changes nothing.
+
+    Parameters
+    ----------
+    sale
+        Only this sale; repeatable.
+    tickets
+        Compare each ticket that is held, too.
+    """
+    return asyncio.run(_audit(settings or Settings(), sale, tickets))
+
+
+async def _audit(settings: Settings, sales: tuple[str, ...], tickets: bool) -> int:
+    stop = stop_signal()
+    async with _beside_server(settings, only_reads=True) as engine:
+        report = await _until(stop, engine.audit(sales or None, tickets=tickets))
+    if report is None:
+        print("holdfast: interrupted; not everything was looked at.", file=sys.stderr)
+        return FOUND_WRONG
+    print(report if report.slots else f"There are no sales in {_place(settings)}.")
     return OK if report.clean else FOUND_WRONG
 
 
@@ -257,13 +290,18 @@ def _place(settings: Settings) -> str:
     return "the Redis that was given" if settings.redis else str(settings.data_dir)
 
 
-def _beside_server(settings: Settings) -> Engine:
+def _beside_server(settings: Settings, *, only_reads: bool = False) -> Engine:
     """An engine on the Redis of a server that runs on this data directory, or on one of its own when none runs.
 
     Beside a server it leaves sweeping and snapshots to it.
+
+    Parameters
+    ----------
+    only_reads: it does neither, wherever it is, and asks Redis for no announcements.
     """
     url = settings.redis or running_url(_existing(settings.data_dir))
     alone = url is None
+    works = alone and not only_reads
     # On the private Redis of a running server, the secret that this server made; elsewhere the engine knows.
     secret = settings.secret or (_kept_secret(settings.data_dir) if settings.redis is None and not alone else None)
     if secret is None and settings.redis is None and not alone:
@@ -274,8 +312,9 @@ def _beside_server(settings: Settings) -> Engine:
         data_dir=settings.data_dir,
         secret=secret,
         redis_server=settings.redis_server,
-        sweep=alone,
-        snapshot_ms=1000 if alone else None,
+        sweep=works,
+        listen=not only_reads,
+        snapshot_ms=1000 if works else None,
     )
 
 

@@ -132,6 +132,8 @@ def test_a_flag_beats_the_environment_which_beats_the_file(
         (["serve", "--retention-ms", "-1"], "--retention-ms"),
         (["listen", "--port", "1"], "--port"),
         (["recover", "--workers", "1"], "--workers"),
+        (["audit", "--workers", "1"], "--workers"),
+        (["audit", "gig"], "gig"),
     ],
 )
 def test_a_mistake_gets_one_line(

