@@ -167,11 +167,26 @@ class _Found:
 
 @dataclass
 class _Tally:
-    """What the tickets of a slot add up to."""
+    """What the tickets of a slot add up to.
+
+    Parameters
+    ----------
+    counts: available, reserved, purchased of each item; all available until `count` was called.
+    """
 
     counts: list[list[int]]
     tickets: int = 0
     dropped: bool = False
+    #: Tickets by lines and status: most of a sale have the same few.
+    kinds: Counter[tuple[str, Status]] = field(default_factory=Counter)
+
+    def count(self) -> None:
+        """Takes what is held and sold from what is available."""
+        for (lines, status), tickets in self.kinds.items():
+            for part in lines.split(","):
+                item, quantity = (int(number) for number in part.split(":"))
+                self.counts[item - 1][0] -= quantity * tickets
+                self.counts[item - 1][1 if status is Status.RESERVED else 2] += quantity * tickets
 
 
 class Recovery:
@@ -505,31 +520,25 @@ class Recovery:
         (seconds, _) = await self._server.call("TIME")
         horizon = int(seconds) * 1000 - self._retention_ms
         tally = _Tally([[item.capacity, 0, 0] for item in definition.items])
-        units: Counter[tuple[str, Status]] = Counter()
-        async for records in self._stored_tickets(slot):
-            tickets: list[Restored] = []
-            for record in records:
-                status, lines = record.status, "-"
-                if status is Status.RESERVED or status is Status.PURCHASED:
-                    lines = record.lines
-                    units[lines, status] += 1
-                if status is not Status.RESERVED and (record.ended_at or 0) <= horizon:
-                    tally.dropped = True
-                    if status is Status.PURCHASED:
-                        tickets.append(Restored("", record.buyer, lines, ""))
-                    continue
-                deadline = record.expires_at if status is Status.RESERVED else 0
-                tickets.append(Restored(record.id, record.buyer, lines, record.pack(), deadline))
-                tally.tickets += 1
-            for at in range(0, len(tickets), BATCH_MAX):
-                step = tickets[at : at + BATCH_MAX]
-                self._lease(keys, slot, step)
-                await self._scripts.restore(keys, token, len(definition.items), step)
-        for (lines, status), tickets_of in units.items():
-            for part in lines.split(","):
-                item, quantity = (int(number) for number in part.split(":"))
-                tally.counts[item - 1][0] -= quantity * tickets_of
-                tally.counts[item - 1][1 if status is Status.RESERVED else 2] += quantity * tickets_of
+        # One step is under way while the next is put together: Redis works on it for as long as this process does.
+        under_way: asyncio.Task[None] | None = None
+        try:
+            async for records in self._stored_tickets(slot):
+                for at in range(0, len(records), BATCH_MAX):
+                    tickets = _restored(records[at : at + BATCH_MAX], horizon, tally)
+                    if under_way is not None:
+                        await under_way
+                    if tickets:
+                        self._lease(keys, slot, tickets)
+                        restoring = self._scripts.restore(keys, token, len(definition.items), tickets)
+                        under_way = asyncio.create_task(restoring)
+                        await asyncio.sleep(0)  # now it is sent
+            if under_way is not None:
+                await under_way
+        finally:
+            if under_way is not None:
+                under_way.cancel()
+        tally.count()
         return tally
 
     async def _stored_tickets(self, slot: str, status: Status | None = None) -> AsyncIterator[list[Record]]:
@@ -659,6 +668,30 @@ def _readable(id: bytes, packed: bytes, items: int) -> Record | None:
         return None
     # A newline would begin another line of the ledger.
     return record if record.reserved_at > 0 and record.expires_at > 0 and "\n" not in record.reference else None
+
+
+def _restored(records: Iterable[Record], horizon: int, tally: _Tally) -> list[Restored]:
+    """These tickets as they go back into Redis, added to the tally.
+
+    Parameters
+    ----------
+    horizon: Unix milliseconds; what ended by then stays in the store alone.
+    """
+    tickets: list[Restored] = []
+    for record in records:
+        status, lines = record.status, "-"
+        if status is Status.RESERVED or status is Status.PURCHASED:
+            lines = record.lines
+            tally.kinds[lines, status] += 1
+        if status is not Status.RESERVED and (record.ended_at or 0) <= horizon:
+            tally.dropped = True
+            if status is Status.PURCHASED:
+                tickets.append(Restored("", record.buyer, lines, ""))
+            continue
+        deadline = record.expires_at if status is Status.RESERVED else 0
+        tickets.append(Restored(record.id, record.buyer, lines, record.pack(), deadline))
+        tally.tickets += 1
+    return tickets
 
 
 def _sale_line(definition: Definition) -> str:
