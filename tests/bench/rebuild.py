@@ -1,7 +1,7 @@
-"""How long it takes to rebuild a large sale in Redis from the store, and to audit it: `make bench` runs it by itself.
+"""How long it takes to rebuild a large sale in Redis from the store, and to audit it; no row of `make bench`.
 
-`PYTHONPATH=tests .venv/bin/python -P -m bench.rebuild --tickets 1000000` for a look of one's own. One process fills the
-store and another measures, so that what the first one held is not counted.
+`PYTHONPATH=tests .venv/bin/python -P -m bench.rebuild --tickets 1000000`. One process fills the store and another
+measures, so that what the first one held is not counted.
 """
 
 from __future__ import annotations
