@@ -102,7 +102,10 @@ class Folded:
 
 
 class Units(NamedTuple):
-    """Tickets of one buyer that have the same lines (packed) and are reserved, or purchased."""
+    """So many tickets of one buyer with the same lines (packed) and the same status, reserved or purchased.
+
+    There may be others like them.
+    """
 
     buyer: str
     lines: str

@@ -98,4 +98,5 @@ def records(rows: Iterable[Sequence[Any]], skus: Sequence[str]) -> list[Record]:
 def units(rows: Iterable[Sequence[Any]], skus: Sequence[str]) -> list[Units]:
     """Of (buyer, lines, status, number of tickets)."""
     packed = Packed(skus)
-    return [Units(buyer, packed[lines], Status(status), tickets) for buyer, lines, status, tickets in rows]
+    known = {status.value: status for status in Status}
+    return [Units(buyer, packed[lines], known[status], tickets) for buyer, lines, status, tickets in rows]

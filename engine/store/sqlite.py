@@ -306,8 +306,9 @@ class SqliteStore:
     async def standing(self, slot: str) -> Standing:
         progress = f"SELECT {rows.PROGRESS} FROM slots WHERE slot = ?"
         units = (
-            "SELECT buyer, lines, status, count(*) FROM tickets WHERE slot = ?"
-            f" AND status IN ('{Status.RESERVED}', '{Status.PURCHASED}') GROUP BY buyer, lines, status"
+            # As they lie in the file: put together by buyer, which is any order, they take SQLite three times as long.
+            "SELECT buyer, lines, status, 1 FROM tickets WHERE slot = ?"
+            f" AND status IN ('{Status.RESERVED}', '{Status.PURCHASED}') ORDER BY reserved_at"
         )
 
         def read(db: sqlite3.Connection) -> Standing:
