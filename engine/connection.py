@@ -10,14 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from holdfast.engine.errors import ConfigurationError
 from holdfast.engine.wire import Wire, pack
@@ -35,6 +46,10 @@ CONNECT_TIMEOUT_S = 2.0
 #: Connections of one process. Each carries whole batches, so that a few keep Redis busy; a server allows 10,000.
 CONNECTIONS_MAX = 64
 
+
+#: What an address may say behind its question mark: the database of a socket, and how to check and show certificates.
+#: redis-py knows more (time-outs, retries, ways to decode), all of which would be against what happens here.
+_OPTIONS = re.compile(r"db|ssl_(?:ca_certs|ca_path|certfile|keyfile|password|cert_reqs|check_hostname|min_version)")
 
 #: The words with which Redis refuses before anything is done, and whether that passes by itself: a full memory or disk
 #: does not, a server that loads, a replica or a cluster on the move does.
@@ -85,8 +100,12 @@ class Server:
 
     Parameters
     ----------
-    url: `redis://`, `rediss://` or `unix://`.
+    url: `redis://`, `rediss://` or `unix://`, with the special characters of user and password as %XX.
     pool: connections to use instead; for tests on a fake.
+
+    Raises
+    ------
+    ConfigurationError: the address is not usable; the sentence shows nothing of it.
 
     Attributes
     ----------
@@ -98,9 +117,11 @@ class Server:
     """
 
     def __init__(self, url: str, pool: redis_asyncio.ConnectionPool | None = None) -> None:
-        self.url = url
-        #: Where it is, without user and password.
-        self.place = url.partition("://")[2].rpartition("@")[2].partition("?")[0]
+        try:
+            #: Where it is, without user and password: it stands in messages and logs. The address itself is not kept.
+            self.place = _place(url) if pool is None else "a fake"
+        except ValueError:
+            raise _unusable() from None
         self.generation = 1
         self.connects = 0
         self.riding = 0
@@ -119,13 +140,14 @@ class Server:
                 retry=Retry(NoBackoff(), 0),
                 redis_connect_func=self._greet,
                 health_check_interval=0,
+                # Nothing is said on a connection that Holdfast does not need: a Redis user may be allowed just that.
+                driver_info=None,
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),
             )
-        except (ValueError, TypeError):
+            self.pool.make_connection()  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, RedisError):
             # Not in the library's words, which may quote a part of the password.
-            raise ConfigurationError(
-                "the Redis address is not usable: give redis://, rediss:// or unix://, "
-                "and write the special characters of a password as %XX"
-            ) from None
+            raise _unusable() from None
 
     async def _greet(self, connection: Any) -> None:
         """Asks a new connection which server process it has reached, before anything else is said on it."""
@@ -226,7 +248,7 @@ class Server:
                 connection.wire = Wire(connection) if Wire.fits(connection) else None
         except (RedisError, OSError, TimeoutError) as error:
             await self._discard(connection)
-            raise NotSent(f"Redis at {self.place} cannot be reached ({type(error).__name__})") from error
+            raise NotSent(f"Redis at {self.place} {_why(error)}") from error
         try:
             if connection.wire is not None:
                 answers: list[Any] = await connection.wire.exchange(packed, replies, REPLY_TIMEOUT_S)
@@ -274,14 +296,18 @@ class Server:
 
         Raises
         ------
-        ConfigurationError: `maxmemory-policy` is something else than `noeviction`.
+        ConfigurationError: `maxmemory-policy` is something else than `noeviction`, or is not told: a connection asks
+            with INFO for the server's process anyway, so that it costs nobody anything to allow it.
         """
         try:
             info = await self.info("memory")
         except ResponseError as error:
-            log.warning("Redis does not tell its maxmemory-policy (%s): it must be noeviction", error)
-            return
-        policy = info.get("maxmemory_policy", "noeviction")
+            raise ConfigurationError(
+                f"Redis does not tell its maxmemory-policy, which must be noeviction: allow INFO ({error})"
+            ) from error
+        policy = info.get("maxmemory_policy", "")
+        if not policy:
+            raise ConfigurationError("Redis does not tell its maxmemory-policy, which must be noeviction: allow INFO")
         if policy != "noeviction":
             raise ConfigurationError(
                 f"Redis evicts keys when memory is full ({policy}): set maxmemory-policy noeviction, or stock gets lost"
@@ -306,3 +332,61 @@ def _refusal(error: ResponseError) -> NotSent | None:
         if (word := word.lstrip("-")) in _REFUSALS:
             return NotSent(f"Redis refuses ({word})", passing=_REFUSALS[word])
     return None
+
+
+def _unusable() -> ConfigurationError:
+    return ConfigurationError(
+        "the Redis address is not usable: give redis://USER:PASSWORD@HOST:PORT/DATABASE, the same with rediss:// "
+        "or unix://PATH, write the special characters of a password as %XX, and after a question mark nothing but db "
+        "and what begins with ssl_"
+    )
+
+
+def _place(url: str) -> str:
+    """Host, port and database of an address, or the path of its socket.
+
+    Raises
+    ------
+    ValueError: it is no address, or has more to it: a password whose special characters are not escaped looks like a
+        path or a query, and would be shown as one.
+    """
+    parts = urlsplit(url)
+    if parts.fragment or (parts.query and not parse_qsl(parts.query, strict_parsing=True)):
+        raise ValueError
+    if not all(_OPTIONS.fullmatch(name) for name, _ in parse_qsl(parts.query)):
+        raise ValueError
+    if parts.scheme == "unix":
+        if "@" in parts.path:
+            raise ValueError
+        return parts.path
+    if parts.scheme not in ("redis", "rediss") or not re.fullmatch(r"/?\d*", parts.path, re.ASCII):
+        raise ValueError
+    host = parts.hostname or "localhost"
+    if not re.fullmatch(r"[\w.%:-]+", host):
+        raise ValueError
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or 6379}/{parts.path.lstrip('/') or 0}"
+
+
+def _why(error: BaseException) -> str:
+    """Why there is no connection, in words that name no secret; the library's may do so."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for each in causes:
+        if isinstance(each, AuthenticationError):
+            return "does not accept this user and password"
+        if isinstance(each, NoPermissionError):
+            return "does not allow this user what Holdfast needs: give it the rules of deploy/redis-users.acl"
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return (
+                f"shows a certificate that is not trusted ({each.verify_message}): name its authority with ssl_ca_certs"
+            )
+        if isinstance(each, ssl.SSLError):
+            return f"does not speak TLS like this ({each.reason})"
+        if isinstance(each, FileNotFoundError):
+            return "cannot be reached: its socket, or a file that the address names with ssl_, is not there"
+        if isinstance(each, PermissionError):
+            return "cannot be reached: this user may not open its socket, or a file that the address names with ssl_"
+    return f"cannot be reached ({type(error).__name__})"

@@ -409,6 +409,8 @@ class EmbeddedRedis:
             return subprocess.Popen(
                 [binary.path, *self._settings()],
                 cwd=self._dir,
+                # It outlives us and needs none of our secrets.
+                env={name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")},
                 stdin=subprocess.DEVNULL,
                 # What it says before it opens its log, such as a setting that it does not know.
                 stdout=log,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import redis.asyncio as redis_asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from holdfast.engine import checks
 from holdfast.engine.audit import Audit, AuditReport
@@ -241,6 +241,10 @@ class Engine:
             theirs = await self._server.call("GET", DEPLOYMENT)
         except (NotSent, NoReply) as error:
             raise ConfigurationError(f"{error}: is it up?") from error
+        except ResponseError as error:
+            raise ConfigurationError(
+                f"Redis refuses ({error}): give this user the rules of deploy/redis-users.acl"
+            ) from error
         if theirs != ours.encode():
             raise ConfigurationError(
                 "this Redis holds the sales of another store: give that store (--store, --data-dir), "

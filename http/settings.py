@@ -39,7 +39,8 @@ class Settings:
     """
 
     data_dir: Path = Path("holdfast-data")
-    redis: str | None = None
+    # Both may carry a password.
+    redis: str | None = field(default=None, repr=False)
     redis_server: str | None = None
     store: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)

@@ -51,11 +51,13 @@ class RedisProcess:
     ----------
     binary: the server. options: further settings, in turn name and value.
     directory: its files; a temporary one when None.
+    user: as whom the tests look into it, without a password; None where everybody may do everything.
     """
 
-    def __init__(self, binary: str, *options: str, directory: Path | None = None) -> None:
+    def __init__(self, binary: str, *options: str, directory: Path | None = None, user: str | None = None) -> None:
         self._binary = binary
         self._options = options
+        self._user = user
         self._home = Path(tempfile.mkdtemp(prefix="hf-test-"))
         self.directory = directory or self._home
         self.socket = str(self._home / "s")
@@ -79,7 +81,9 @@ class RedisProcess:
                 time.sleep(0.005)
 
     def client(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=self.socket, socket_timeout=20)
+        login = {"username": self._user, "password": "any"} if self._user is not None else {}
+        # It says nothing of itself, and so does not count among the commands that a test counts.
+        return redis.Redis(unix_socket_path=self.socket, socket_timeout=20, protocol=2, driver_info=None, **login)
 
     def kill(self) -> None:
         """kill -9, as a crash would."""
@@ -126,16 +130,22 @@ def valkey_binary() -> str:
 
 @pytest.fixture(scope="session")
 def start_redis() -> Iterator[Callable[..., RedisProcess]]:
-    """Starts a server that lives until the run is over: `start_redis(binary, *options, directory=None)`."""
+    """Starts a server that lives until the run is over: `start_redis(binary, *options, directory=None, user=None)`."""
     started: list[RedisProcess] = []
 
-    def start(*args: str, directory: Path | None = None) -> RedisProcess:
-        started.append(RedisProcess(*args, directory=directory))
+    def start(*args: str, directory: Path | None = None, user: str | None = None) -> RedisProcess:
+        started.append(RedisProcess(*args, directory=directory, user=user))
         return started[-1]
 
     yield start
     for process in started:
         process.stop()
+
+
+@pytest.fixture(scope="session")
+def server_binary() -> Callable[[str], str]:
+    """The server of a kind, `embedded`, `installed` or `valkey`; where there is none, the test is skipped."""
+    return binary_of
 
 
 @pytest.fixture(scope="session")

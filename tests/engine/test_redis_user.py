@@ -1,0 +1,153 @@
+"""The Redis user of `deploy/redis-users.acl` is allowed everything that Holdfast needs, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.engine import ConfigurationError, Engine, NotReady, Status
+from holdfast.engine.keys import EXPIRED_EVENTS, slot_keys
+
+RULES = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
+PASSWORD = "p w/%:@?#é"
+ESCAPED = "p%20w%2F%25%3A%40%3F%23%C3%A9"
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def with_password(rules: str) -> str:
+    """The file as `docs/security.md` has it completed, with a user beside it for the test."""
+    digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
+    assert rules.count("user holdfast on ") == 1
+    completed = rules.replace("user holdfast on ", f"user holdfast on #{digest} ")
+    return completed + "user test on nopass ~* &* +@all\n"
+
+
+class Guarded:
+    """A Redis with the users of the file, and what its test user sees."""
+
+    def __init__(self, start_redis: Callable[..., Any], binary: str, tmp_path: Path, rules: str) -> None:
+        acl = tmp_path / "users.acl"
+        acl.write_text(with_password(rules))
+        port = str(free_port())
+        options = ("--bind", "127.0.0.1", "--port", port, "--aclfile", str(acl), "--notify-keyspace-events", "Ex")
+        self.test = start_redis(binary, *options, user="test").client()
+        self.url = f"redis://holdfast:{ESCAPED}@127.0.0.1:{port}/1"
+
+    def used(self) -> set[str]:
+        """The commands that were carried out, those within scripts included."""
+        stats = self.test.info("commandstats")
+        return {name.removeprefix("cmdstat_") for name, figures in stats.items() if figures["calls"]}
+
+    def denied(self) -> list[Any]:
+        return [(entry["reason"], entry["object"], entry["username"]) for entry in self.test.acl_log()]
+
+
+async def live(guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole life of sales, through everything that talks to Redis."""
+    monkeypatch.setattr("holdfast.engine.snapshot.KEEP_TRANSITIONS", 1)
+    options: dict[str, Any] = {"store": f"sqlite:///{tmp_path / 'store.db'}", "snapshot_ms": 20, "retention_ms": 0}
+    async with Engine.connect(guarded.url, **options) as engine:
+        async with asyncio.timeout(20):
+            await engine._listener.subscribed.wait()
+        await engine.create_sale("gig", name="Gig", capacity=100, hold_ms=600_000, max_per_buyer=4)
+        await engine.amend_sale("gig", {"capacity": 120})
+        await engine.create_sale("brief", name="Brief", capacity=3, hold_ms=20)
+        held = await engine.reserve("gig", buyer="ann", quantity=1, key="h")
+        bought = await engine.reserve("gig", buyer="bob", quantity=1)
+        await engine.confirm(bought.id, buyer="bob", reference="pay_1")
+        cancelled = await engine.reserve("gig", buyer="eve", quantity=1)
+        await engine.cancel(cancelled.id, buyer="eve")
+        brief = await engine.reserve("brief", buyer="ann", quantity=1)
+        async with asyncio.timeout(20):
+            async for expiration in engine.expirations(from_start=True):
+                assert expiration.ticket == brief.id
+                break
+        assert (await engine.ticket(held.id)).status is Status.RESERVED
+        assert len((await engine.tickets("gig")).items) == 3
+        assert [ticket.id for ticket in (await engine.tickets("gig", buyer="ann")).items] == [held.id]
+        await engine.snapshot()
+        await engine._retention.run()
+        await engine.snapshot()
+        # The ledger is lost with something in it that was not copied: recovery reads the tickets themselves.
+        late = await engine.reserve("gig", buyer="zoe", quantity=1)
+        guarded.test.execute_command("SELECT", 1)
+        guarded.test.execute_command("DEL", slot_keys("gig").ledger)
+        report = await engine.recover()
+        assert report.clean
+        assert (await engine.ticket(late.id)).status is Status.RESERVED
+        # Everything is lost.
+        guarded.test.flushall()
+        with pytest.raises(NotReady):
+            await engine.reserve("gig", buyer="zoe", quantity=1)
+        assert (await engine.recover()).clean
+        assert (await engine.ticket(bought.id)).status is Status.PURCHASED
+        # Another sale's scripts are loaded by now; an engine that comes later finds its keys.
+        assert (await engine.readiness()).ready
+
+
+@pytest.mark.parametrize("kind", ["embedded", "installed", "valkey"])
+async def test_it_may_do_what_holdfast_does_and_nothing_else(
+    kind: str, server_binary: Any, start_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = RULES.read_text()
+    allowed = set(re.findall(r" \+(\S+)", rules))
+    guarded = Guarded(start_redis, server_binary(kind), tmp_path, rules)
+    # What the test's own user does: log in, look, lose data.
+    ours = {"auth", "acl", "acl|log", "flushall", "del", "ping"} | guarded.used()
+    await live(guarded, tmp_path, monkeypatch)
+    assert guarded.denied() == []
+    used = guarded.used()
+    if kind == "embedded":
+        allowed = {name.partition("|")[0] for name in allowed}  # 6.2 does not count subcommands
+    assert (used - ours - {"hello", "acl|log"}) - allowed == set(), "used, and not allowed?"
+    assert allowed - used == set(), "allowed, and not used"
+
+
+def test_the_file_gives_nothing_away() -> None:
+    off, holdfast = RULES.read_text().splitlines()
+    assert off == "user default off"
+    words = holdfast.split()
+    assert words[:2] == ["user", "holdfast"]
+    assert "-@all" in words
+    # Categories grow with every version of Redis; a user without a password cannot log in until it has one.
+    assert not [word for word in words if word.startswith(("+@", ">", "#", "<")) or word in ("nopass", "~*", "&*")]
+    assert [word for word in words if word.startswith("~")] == ["~hf:*"]
+    assert [word for word in words if word.startswith("&")] == [f"&{EXPIRED_EVENTS}"]
+
+
+@pytest.mark.parametrize("missing", ["+info", "+get", "~hf:*"])
+async def test_a_user_that_may_too_little_is_told_at_the_start(
+    missing: str, server_binary: Any, start_redis: Any, tmp_path: Path
+) -> None:
+    guarded = Guarded(start_redis, server_binary("installed"), tmp_path, RULES.read_text().replace(f" {missing}", ""))
+    with pytest.raises(ConfigurationError, match=r"give .* the rules of deploy/redis-users\.acl"):
+        async with Engine.connect(guarded.url, store=f"sqlite:///{tmp_path / 'store.db'}"):
+            pass
+
+
+async def test_a_policy_that_is_not_told_is_refused(server_binary: Any, start_redis: Any, tmp_path: Path) -> None:
+    rules = RULES.read_text().replace("+info", "+info|server")
+    guarded = Guarded(start_redis, server_binary("installed"), tmp_path, rules)
+    with pytest.raises(ConfigurationError, match="does not tell its maxmemory-policy"):
+        async with Engine.connect(guarded.url, store=f"sqlite:///{tmp_path / 'store.db'}"):
+            pass
+
+
+async def test_a_wrong_password_is_told_without_it(server_binary: Any, start_redis: Any, tmp_path: Path) -> None:
+    guarded = Guarded(start_redis, server_binary("installed"), tmp_path, RULES.read_text())
+    with pytest.raises(ConfigurationError, match="does not accept this user and password") as told:
+        async with Engine.connect(guarded.url.replace("%20w", "x"), store=f"sqlite:///{tmp_path / 'store.db'}"):
+            pass
+    assert "px" not in str(told.value)
