@@ -156,6 +156,10 @@ class RequestIds:
         given = headers.get(REQUEST_ID_HEADER)
         if given is not None and _REQUEST_ID.fullmatch(given):
             return given
+        return self.new()
+
+    def new(self) -> str:
+        """A name that no other request has."""
         return f"{self._prefix}-{next(self._counter)}"
 
 

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 
-from holdfast.engine import ConfigurationError, Engine, HoldfastError, InvalidRequest, Line, Ticket
+from holdfast.engine import ConfigurationError, Engine, HoldfastError, InvalidRequest, Line, Overloaded, Ticket
 
 from .app import REQUEST_IDS, SERVER_NAME, CrossOrigin
 from .bodies import (
@@ -31,7 +31,7 @@ from .bodies import (
     preference_applied,
     preferred_durability,
 )
-from .callers import FINGERPRINT_HEADER, Asked, authenticate, is_fingerprint
+from .callers import FINGERPRINT_HEADER, Asked, authenticate, is_fingerprint, is_operator
 from .context import CONFIG, ENGINE, AppConfig, Headers
 from .models import TICKET_BEGIN, PaymentBody, ReserveBody, ticket_text
 from .problems import HttpError, said, went_wrong
@@ -57,6 +57,9 @@ _ID_HEADER: Final = "\r\nX-Request-Id: "
 
 #: Where a ticket's times begin: what stands before them tells tickets of a batch apart, or is looked at by itself.
 _TIMES: Final = Ticket._fields.index("reserved_at")
+
+#: Paths that are answered when there is no room for others: who asks there decides what becomes of this server.
+_HEALTH: Final = frozenset({"/healthz", "/readyz"})
 
 _RESERVE_BEGIN, _RESERVE_END = "/sales/", "/tickets"
 _PAY_BEGIN, _PAY_END = "/tickets/", "/payment"
@@ -245,6 +248,19 @@ class Desk:
         payment = confirm_payment(ticket, body, caller, headers)
         return self._engine.confirm_for(exchange, *payment, durability=durability)
 
+    def request_id(self) -> str:
+        """A name for a request of which nothing is known."""
+        return self._request_ids.new()
+
+    def goes_first(self, message: RawRequestMessage) -> bool:
+        """Whether a request is answered when there is no room for others: the operator's, and those about health."""
+        if message.path in _HEALTH:
+            return True
+        try:
+            return is_operator(Asked(message.headers, self._config, None))
+        except HttpError:
+            return False
+
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def said_ticket(self, ticket: Ticket, request_id: str, created: bool, preferred: bool = False) -> bytes:
@@ -286,6 +302,11 @@ class Desk:
         if error is not last.error or len(quoted) != last.quoted or int(time()) != last.second:
             last = self._last_refused = self._refused(error, request_id, len(quoted))
         return f"{last.head}{request_id}{last.between}{quoted}{last.rest}".encode()
+
+    def said_full(self) -> bytes:
+        """The answer to a request for which there is no room: its connection is closed."""
+        said_now = self.said_refusal(Overloaded(), self.request_id())
+        return said_now.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
     def _made(self, ticket: Ticket, times: object) -> _Made:
         _, _, rest = ticket_text(ticket).partition(ticket.id)

@@ -8,19 +8,47 @@ take, and a body that comes in pieces, goes on the ordinary way.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Final, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
+from .app import SERVER_NAME
 from .bodies import BODY_BYTES_MAX
 from .context import ABANDONED
 from .desk import Desk, Exchange
+from .problems import MalformedRequest, problem, went_wrong
+
+log = logging.getLogger("holdfast.http")
 
 #: Bytes that a client may send ahead while its request is being answered, before reading pauses.
 EARLY_BYTES_MAX: Final = 64 * 1024
+
+#: Bytes of a request line and headers that come in pieces. aiohttp's own bounds (8,190 bytes a line, 128 headers) allow
+#: a megabyte; browsers and proxies send two to eight kilobytes.
+HEAD_BYTES_MAX: Final = 32 * 1024
+
+#: Seconds in which a request line with its headers must have arrived, from the opening of the connection or from its
+#: first byte on. They fit into a packet or two: who needs longer only holds a connection.
+HEAD_SECONDS: Final = 10.0
+
+#: Seconds for which a client may leave an answer unread, or an answer to a closed connection may be under way.
+UNREAD_SECONDS: Final = 30.0
+
+#: Seconds between two looks at all connections for those that are late. One timer for all: one for each would cost
+#: every request as much as its parsing.
+LOOK_SECONDS: Final = 1.0
+
+#: Connections beyond the most that a server keeps: enough to look into what the newest of them ask for. The operator's
+#: calls and those of health are answered, all others turned away.
+SURPLUS_MAX: Final = 256
+
+#: Connections of a server when nobody says how many.
+CONNECTIONS_MAX_DEFAULT: Final = 10_000
 
 
 #: A request that is whole and alone in what has arrived, with its body; and all that the parser has made of that: its
@@ -48,9 +76,24 @@ class Connection(RequestHandler):
     desk: shared by all connections of the server.
     busy: something has arrived and has not been answered, or left to aiohttp.
     exchange: the request that is being answered on the short way, if one is.
+    surplus: it came when there were as many as there may be: it is answered once, and mostly turned away.
     """
 
-    __slots__ = ("_ahead", "_answered", "_finished", "_remote", "_turn", "_unread", "busy", "desk", "exchange")
+    __slots__ = (
+        "_ahead",
+        "_answered",
+        "_asks_since",
+        "_finished",
+        "_head_bytes",
+        "_remote",
+        "_stuck_since",
+        "_turn",
+        "_unread",
+        "busy",
+        "desk",
+        "exchange",
+        "surplus",
+    )
 
     def __init__(self, manager: DirectServer, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -66,6 +109,12 @@ class Connection(RequestHandler):
         self._unread = False
         self._answered: asyncio.Future[None] | None = None
         self._remote: str | None = None
+        self.surplus = False
+        #: Since when the head of a request has been awaited, and what has come of it; 0.0 when none is.
+        self._asks_since = 0.0
+        self._head_bytes = 0
+        #: Since when nothing that was written has been read; 0.0 when it has.
+        self._stuck_since = 0.0
 
     @property
     def remote(self) -> str | None:
@@ -74,6 +123,32 @@ class Connection(RequestHandler):
             peer = self.peername
             self._remote = str(peer[0]) if isinstance(peer, (list, tuple)) else str(peer)
         return self._remote
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begins, unless there are too many even to look at what they want."""
+        manager = cast(DirectServer, self._manager)
+        others = len(manager._connections)
+        if others >= manager.connections_max + SURPLUS_MAX:
+            manager.turned_away += 1
+            cast(asyncio.Transport, transport).abort()
+            return
+        self.surplus = others >= manager.connections_max
+        self._asks_since = self._loop.time()
+        super().connection_made(transport)
+
+    def late(self, now: float) -> bool:
+        """Whether a client has had its time, to send a request or to read an answer."""
+        if self.transport is None and not self._stuck_since:
+            # Closed by us: what is left of an answer is on its way.
+            self._stuck_since = now
+        if self._stuck_since:
+            return now - self._stuck_since > UNREAD_SECONDS
+        return 0.0 < self._asks_since < now - HEAD_SECONDS
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is answered."""
+        super().pause_writing()
+        self._stuck_since = self._loop.time()
 
     def data_received(self, data: bytes) -> None:
         """Takes what the client sent."""
@@ -106,17 +181,30 @@ class Connection(RequestHandler):
         except Exception as error:
             # Said, or seen as a mistake of ours, where the ordinary way would have met it.
             return None, b"", error
+        if not messages and not upgraded:
+            return None, b"", self._incomplete(len(data))
+        self._asks_since = 0.0
         if len(messages) == 1 and not upgraded:
             message, payload = messages[0]
             if payload.is_eof() and payload.exception() is None:
                 body = b"".join(payload._buffer) if payload is not EMPTY_PAYLOAD else b""
                 if len(body) <= BODY_BYTES_MAX:
                     return message, body, parsed
-        return None, b"", parsed if messages or upgraded else None
+        return None, b"", parsed
+
+    def _incomplete(self, more: int) -> LineTooLong | None:
+        """The head of a request has not come to its end yet; the mistake that it is when it will be too long."""
+        if not self._asks_since:
+            self._asks_since, self._head_bytes = self._loop.time(), 0
+        self._head_bytes += more
+        return LineTooLong("the head of a request", HEAD_BYTES_MAX) if self._head_bytes > HEAD_BYTES_MAX else None
 
     def begin(self, data: bytes, parsed: Parsed) -> None:
         """Begins to answer what has arrived, on the short way or the ordinary one."""
         message, body, all_of_it = parsed
+        if self.surplus and isinstance(all_of_it, tuple) and not self._goes_first(all_of_it[0]):
+            self._turn_away()
+            return
         if message is not None and self.desk.take(self, message, body):
             parser, manager = self._parser, self._manager
             if parser is not None and manager is not None:
@@ -127,6 +215,17 @@ class Connection(RequestHandler):
         if all_of_it is not None:
             self._ordinary(all_of_it, data)
         self._go_on()
+
+    def _goes_first(self, messages: Any) -> bool:
+        return bool(messages) and self.desk.goes_first(messages[0][0])
+
+    def _turn_away(self) -> None:
+        """Says that there is no room, and closes."""
+        cast(DirectServer, self._manager).turned_away += 1
+        if self.transport is not None:
+            self.transport.write(self.desk.said_full())
+        self._free()
+        self.force_close()
 
     def fail(self, error: Exception) -> None:
         """Ends the connection after a mistake of ours, as the event loop does when `data_received` raises."""
@@ -153,6 +252,8 @@ class Connection(RequestHandler):
 
     def _ordinary(self, parsed: Any, data: bytes) -> None:
         """Leaves to aiohttp what was sent, and with `parsed` what the parser has made of it."""
+        # From here on its own time holds, that of an idle connection.
+        self._asks_since = 0.0
         if parsed is None:
             super().data_received(data)
             return
@@ -170,6 +271,22 @@ class Connection(RequestHandler):
         if resp.keep_alive:
             self._finished += 1
         return finished
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what is not HTTP, or to a mistake outside the application: aiohttp's names its version."""
+        # It logs the mistake, and raises when an answer has begun already.
+        super().handle_error(request, status, exc, message)
+        error = MalformedRequest("This is not HTTP as everybody reads it.") if status == 400 else went_wrong()
+        response = problem(error, self.desk.request_id())
+        response.headers[hdrs.SERVER] = SERVER_NAME
+        response.force_close()
+        return response
 
     def answer(self, said: bytes) -> None:
         """Answers the request that is under way."""
@@ -190,6 +307,7 @@ class Connection(RequestHandler):
     def resume_writing(self) -> None:
         """The client has read again: on with what it sent meanwhile."""
         super().resume_writing()
+        self._stuck_since = 0.0
         if self._unread:
             self._free()
             self._go_on()
@@ -219,11 +337,15 @@ class Connection(RequestHandler):
             )
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
-        """Ends the connection once the request that is under way has its answer."""
+        """Ends the connection once the request that is under way has its answer, or after `timeout` seconds."""
+        if self._paused and self.transport is not None:
+            # Who does not read would hear of no answer, and keep everybody waiting.
+            self.transport.abort()
         if self.busy:
             self._answered = self._loop.create_future()
             await asyncio.wait([self._answered], timeout=timeout)
-        await super().shutdown(timeout)
+        # aiohttp waits twice for as long.
+        await super().shutdown(None if timeout is None else timeout / 2)
 
 
 class Turn:
@@ -279,9 +401,14 @@ class DirectServer(web.Server):
     Parameters
     ----------
     ordinary: the server that aiohttp made of the application.
+    connections_max: connections that it keeps; those beyond are turned away.
+
+    Attributes
+    ----------
+    turned_away: connections since the last look at them.
     """
 
-    def __init__(self, app: web.Application, ordinary: web.Server) -> None:
+    def __init__(self, app: web.Application, ordinary: web.Server, connections_max: int) -> None:
         super().__init__(
             ordinary.request_handler,
             request_factory=ordinary.request_factory,
@@ -290,9 +417,30 @@ class DirectServer(web.Server):
         )
         self.desk = Desk(app)
         self.turn = Turn(self._loop)
+        self.connections_max = connections_max
+        self.turned_away = 0
+        self._look_again = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def __call__(self) -> Connection:
         return Connection(self, loop=self._loop, **self._kwargs)
+
+    def _look(self) -> None:
+        """Closes the connections whose clients have had their time."""
+        now = self._loop.time()
+        for connection, transport in list(self._connections.items()):
+            if cast(Connection, connection).late(now):
+                transport.abort()
+        if self.turned_away:
+            log.warning("%d connections were turned away: there are %d already", self.turned_away, self.connections_max)
+            self.turned_away = 0
+        self._look_again = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Ends all connections."""
+        try:
+            await super().shutdown(timeout)
+        finally:
+            self._look_again.cancel()
 
 
 class Runner(web.AppRunner):
@@ -301,11 +449,13 @@ class Runner(web.AppRunner):
     Attributes
     ----------
     desk: None before it is set up.
+    connections_max: connections that its server keeps.
     """
 
     desk: Desk | None = None
+    connections_max: int = CONNECTIONS_MAX_DEFAULT
 
     async def _make_server(self) -> DirectServer:
-        server = DirectServer(self.app, await super()._make_server())
+        server = DirectServer(self.app, await super()._make_server(), self.connections_max)
         self.desk = server.desk
         return server

@@ -62,6 +62,12 @@ class HttpError(Exception):
         self.closes = closes
 
 
+class MalformedRequest(HttpError):
+    """What arrived is not HTTP, or not in a way that everybody reads alike."""
+
+    code = "malformed_request"
+
+
 class MalformedJson(HttpError):
     """The body is no JSON at all."""
 
@@ -150,6 +156,7 @@ class Kind(NamedTuple):
 
 #: Every exception that can be answered. A test holds this equal to the engine's refusals.
 TABLE: Mapping[type[Exception], Kind] = {
+    MalformedRequest: Kind(400, "The request is not HTTP"),
     MalformedJson: Kind(400, "The body is not JSON"),
     OperatorTokenRequired: Kind(401, "The operator's token is required"),
     BuyerTokenRequired: Kind(401, "A buyer token is required"),

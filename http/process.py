@@ -13,13 +13,18 @@ from typing import Any, Final
 
 from aiohttp.http_exceptions import HttpProcessingError
 
-from holdfast.engine import Durability, Engine
+from holdfast.engine import ConfigurationError, Durability, Engine
 
+from .direct import CONNECTIONS_MAX_DEFAULT, SURPLUS_MAX
 from .settings import ServeSettings
 
 #: Seconds in which a repeated signal counts as the first one. After that, the next but one ends the process at once.
 REPEATED_SECONDS: Final = 1.0
 
+
+#: Open files of a process beside its connections: 64 to Redis, the store, listening sockets, pipes; and those that are
+#: turned away.
+FILES_KEPT: Final = 256 + SURPLUS_MAX
 
 #: Objects made and not yet freed before the garbage collector looks for those that only refer to each other: what 2,000
 #: requests that arrive together keep (22 each, measured). Python's 700 are those of 32, which it would walk over again
@@ -51,6 +56,26 @@ def allow_many_connections() -> None:
     """Use what the system allows: a connection is an open file, and the usual soft limit is 1,024 of them."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def connections_max(settings: ServeSettings) -> int:
+    """How many connections each process keeps: as set, or as many as the system allows, up to the default.
+
+    Raises
+    ------
+    ConfigurationError: the system does not allow as many as are set.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where only a few files may be open, half of them.
+    possible = sys.maxsize if files == resource.RLIM_INFINITY else max(files - FILES_KEPT, files // 2)
+    if settings.connections_max is None:
+        return min(possible, CONNECTIONS_MAX_DEFAULT)
+    if settings.connections_max > possible:
+        raise ConfigurationError(
+            f"--connections-max {settings.connections_max} is more than this system allows, which is {possible}: "
+            "raise the limit of open files (ulimit -n, LimitNOFILE)."
+        )
+    return settings.connections_max
 
 
 def collect_rarely() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import uvloop
 
 from .app import create_app
-from .process import allow_many_connections, collect_rarely, engine_of, set_up_logging, stop_signal
+from .process import allow_many_connections, collect_rarely, connections_max, engine_of, set_up_logging, stop_signal
 from .server import HttpServer
 from .settings import ServeSettings
 from .sockets import admit_no_more, listening, patience
@@ -42,9 +42,10 @@ async def serve(settings: ServeSettings) -> None:
     engine = engine_of(settings, recover=settings.recover)
     # Checked with any token before anything is started, so that a slip costs nothing.
     settings.app_config("0" * 32)
+    most = connections_max(settings)
     async with engine:
         operator_token = await established_token(engine, settings)
-        server = HttpServer(create_app(engine, settings.app_config(operator_token)))
+        server = HttpServer(create_app(engine, settings.app_config(operator_token)), most)
         (sockets,) = await listening(settings.host, settings.port, 1, patience(engine))
         try:
             port = sockets[0].getsockname()[1]

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from .direct import Runner
+from .direct import CONNECTIONS_MAX_DEFAULT, Connection, Runner
 
-#: Seconds for which an idle connection is kept, and in which the head of a request must have arrived: longer than
-#: the 60 s after which common proxies give up theirs, so that it is never we who close one in use.
+#: Seconds for which an idle connection is kept: longer than the 60 s after which common proxies give up theirs, so that
+#: it is never we who close one in use.
 KEEP_ALIVE_SECONDS: Final = 75.0
 
 #: Seconds in which a refused request may still send its body before the connection is closed on it.
@@ -48,12 +48,14 @@ class HttpServer:
     Parameters
     ----------
     app: not yet started; nothing else may serve it.
+    connections_max: connections that are kept; those beyond are turned away.
     """
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, connections_max: int = CONNECTIONS_MAX_DEFAULT) -> None:
         self._draining = False
         self._sockets: list[socket.socket] = []
         self._runner = Runner(app, **SERVER_OPTIONS)
+        self._runner.connections_max = connections_max
         app.on_response_prepare.append(self._say_close)
 
     async def start(self, sock: socket.socket) -> None:
@@ -100,6 +102,7 @@ class HttpServer:
             await asyncio.get_running_loop().connect_accepted_socket(server, connection)
 
     async def _say_close(self, request: web.Request, response: web.StreamResponse) -> None:
-        if self._draining:
+        protocol = request.protocol
+        if self._draining or (isinstance(protocol, Connection) and protocol.surplus):
             response.force_close()
             response.headers[hdrs.CONNECTION] = "close"

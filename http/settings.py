@@ -58,6 +58,8 @@ class ServeSettings(Settings):
         Port to listen on; 0 takes a free one and prints it.
     workers
         Processes that serve the port; one that dies is started again.
+    connections_max
+        Connections that each process keeps; by default 10000, or as many as the system allows.
     operator_token
         Opens the operator's calls. Without it, one is made once, kept, and printed.
     buyer_token_key
@@ -83,6 +85,7 @@ class ServeSettings(Settings):
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
+    connections_max: int | None = None
     operator_token: str | None = field(default=None, repr=False)
     buyer_token_key: str | None = field(default=None, repr=False)
     trusted_proxy: tuple[str, ...] = ()
@@ -109,6 +112,8 @@ class ServeSettings(Settings):
             raise ConfigurationError(f"--durability must be one of {', '.join(Durability)}, not '{self.durability}'.")
         if self.replicas < 1:
             raise ConfigurationError(f"--replicas must be at least 1, not {self.replicas}.")
+        if self.connections_max is not None and self.connections_max < 1:
+            raise ConfigurationError(f"--connections-max must be at least 1, not {self.connections_max}.")
         if self.snapshot_ms < 1:
             raise ConfigurationError(f"--snapshot-ms must be at least 1, not {self.snapshot_ms}.")
         if self.retention_ms < 0:

@@ -20,16 +20,20 @@ from typing import Final, Self
 from holdfast.engine import ConfigurationError, Engine
 from holdfast.engine.leadership import Leadership
 
-from .process import engine_of, stop_signal
+from .process import connections_max, engine_of, stop_signal
 from .settings import ServeSettings
 from .sockets import admit_no_more, listening, patience
 from .welcome import established_token, welcome
-from .worker import DRAINING, END_SECONDS, FAILED, SERVING, Orders
+from .worker import ALIVE, DRAINING, END_SECONDS, FAILED, SERVING, Orders
 
 log = logging.getLogger("holdfast.supervisor")
 
 #: Seconds in which a worker must serve: it starts in one, but sixty-four of them at once share few cores.
 START_SECONDS: Final = 60.0
+
+#: Seconds of silence after which a worker counts as stuck, when as many go by once more: it is killed. Twice, since
+#: after a machine was suspended everybody looks silent at first.
+SILENT_SECONDS: Final = 5.0
 
 #: Seconds after which a worker counts as sound, so that one that dies then is replaced without a pause.
 SOUND_SECONDS: Final = 10.0
@@ -57,6 +61,7 @@ async def supervise(settings: ServeSettings) -> None:
     engine = engine_of(settings, sweep=False, listen=False, snapshot_ms=None, recover=settings.recover)
     # Checked with any token before anything is started, so that a slip costs nothing.
     settings.app_config("0" * 32)
+    connections_max(settings)
     async with engine:
         operator_token = await established_token(engine, settings)
         established = replace(
@@ -269,8 +274,19 @@ class _Worker:
         return said == SERVING
 
     async def leaves(self) -> bool:
-        """Waits until it accepts no more; whether it goes in order."""
-        return await self._says() == DRAINING
+        """Waits until it accepts no more, or is killed because it gives no sign of life; whether it goes in order."""
+        said, silent = ALIVE, 0
+        while said == ALIVE:
+            try:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    said, silent = await self._says(), 0
+            except TimeoutError:
+                silent += 1
+                if silent > 1:
+                    log.error("%s has been silent for %g seconds, and is killed", self, 2 * SILENT_SECONDS)
+                    self.kill()
+                    return False
+        return said == DRAINING
 
     async def _says(self) -> str:
         assert self._process.stdout is not None

@@ -26,7 +26,7 @@ from holdfast.engine import HoldfastError
 from holdfast.engine.leadership import Leadership
 
 from .app import create_app
-from .process import collect_rarely, engine_of, set_up_logging, stop_signal
+from .process import collect_rarely, connections_max, engine_of, set_up_logging, stop_signal
 from .server import IDLE_SECONDS, SHUTDOWN_SECONDS, HttpServer
 from .settings import ServeSettings
 
@@ -36,8 +36,12 @@ log = logging.getLogger("holdfast.worker")
 #: finishes its batches and takes a last snapshot. Then it is killed.
 END_SECONDS: Final = IDLE_SECONDS + SHUTDOWN_SECONDS + 5.0
 
-#: What a worker says: it accepts connections; it accepts no more; it cannot start, and why.
+#: Seconds between two signs of life: a worker whose event loop does not come to it has stopped to answer, too.
+BEAT_SECONDS: Final = 1.0
+
+#: What a worker says: it accepts connections; it still lives; it accepts no more; it cannot start, and why.
 SERVING: Final = "serving"
+ALIVE: Final = "alive"
 DRAINING: Final = "draining"
 FAILED: Final = "failed"
 
@@ -99,12 +103,14 @@ async def work(orders: Orders) -> int:
     engine = engine_of(settings, leadership=Leadership(orders.leadership))
     try:
         async with engine:
-            server = HttpServer(create_app(engine, settings.app_config("")))
+            server = HttpServer(create_app(engine, settings.app_config("")), connections_max(settings))
             try:
                 for descriptor in orders.sockets:
                     await server.start(socket.socket(fileno=descriptor))
                 _say(SERVING)
+                beat = asyncio.create_task(_beat())
                 await stop.wait()
+                beat.cancel()
                 _say(DRAINING)
             finally:
                 await server.drain()
@@ -112,6 +118,15 @@ async def work(orders: Orders) -> int:
         _say(f"{FAILED} {' '.join(str(error).split())}")
         return 1
     return 0
+
+
+async def _beat() -> None:
+    """Says that it lives, for as long as the event loop turns."""
+    # A supervisor that does not read, because it was stopped, must not stop us.
+    os.set_blocking(_STDOUT, False)
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        _say(ALIVE)
 
 
 def _say(words: str) -> None:

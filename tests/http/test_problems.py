@@ -30,6 +30,7 @@ def test_what_derives_from_a_refusal_is_said_like_it() -> None:
 
 #: Section 7 of the contract.
 STATUSES = {
+    "malformed_request": 400,
     "malformed_json": 400,
     "operator_token_required": 401,
     "buyer_token_required": 401,

@@ -544,3 +544,30 @@ async def test_a_worker_that_does_not_end_is_killed(
     await worker.ends()
     assert worker.status == "SIGKILL"
     assert "is killed" in caplog.text
+
+
+async def test_a_worker_that_is_stuck_is_killed_and_replaced(start: Callable[..., Server]) -> None:
+    server = start().ready()
+    stuck, other = server.workers()
+    os.kill(stuck, signal.SIGSTOP)
+    began = time.monotonic()
+    # Two stretches of silence, and the start of another.
+    while stuck in server.workers() or len(server.workers()) < 2:
+        assert time.monotonic() - began < 2 * supervisor.SILENT_SECONDS + PATIENCE
+        await asyncio.sleep(0.1)
+    assert other in server.workers()
+    status, err = await asyncio.to_thread(server.end, signal.SIGTERM)
+    assert status == 0
+    assert "has been silent" in err
+
+
+async def test_one_stretch_of_silence_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SILENT_SECONDS", 0.4)
+    said = "sleep 0.6; echo alive; sleep 0.6; echo alive; sleep 0.6; echo draining; exec sleep 60"
+    process = await asyncio.create_subprocess_exec(
+        "sh", "-c", said, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    worker = supervisor._Worker(1, process)
+    assert await worker.leaves()
+    assert not await worker.leaves()
+    assert await process.wait() == -signal.SIGKILL
