@@ -11,19 +11,39 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from holdfast.engine import ConfigurationError, Engine, HoldfastError
+from holdfast.engine import (
+    AllHeld,
+    AlreadyCancelled,
+    AlreadyPurchased,
+    CapacityInUse,
+    Closed,
+    ConfigurationError,
+    Engine,
+    HoldfastError,
+    IdempotencyKeyReused,
+    LimitReached,
+    NotReady,
+    NotYetOpen,
+    NotYourTicket,
+    PaymentDeclined,
+    SaleExists,
+    SoldOut,
+    TicketExpired,
+    UnknownSale,
+    UnknownTicket,
+)
 
-from . import batches, health, sales, tickets
-from .bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX
+from . import answers, batches, health, models, openapi, sales, tickets
+from .bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, MERGE_PATCH
 from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig, Headers
 from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, problem, went_wrong
+from .routes import BUYER, OPERATOR, READER, Route
 
 log = logging.getLogger("holdfast.http")
 
@@ -38,35 +58,105 @@ NOTHING_HERE = "There is nothing at this path."
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class Route(NamedTuple):
-    """One line of the routing table; GET answers HEAD too.
-
-    Parameters
-    ----------
-    bytes_max: of the body; the handler holds to the same.
-    """
-
-    method: str
-    path: str
-    handler: Handler
-    bytes_max: int = BODY_BYTES_MAX
-
+_RESERVING = (UnknownSale, IdempotencyKeyReused, NotYetOpen, Closed, LimitReached, SoldOut, AllHeld)
+_PAYING = (
+    UnknownTicket,
+    NotYourTicket,
+    IdempotencyKeyReused,
+    AlreadyPurchased,
+    AlreadyCancelled,
+    TicketExpired,
+    PaymentDeclined,
+)
 
 #: Every call there is.
 ROUTES = (
-    Route("POST", "/sales", sales.create_sale),
-    Route("GET", "/sales", sales.list_sales),
-    Route("GET", "/sales/{sale}", sales.show_sale),
-    Route("PATCH", "/sales/{sale}", sales.amend_sale),
-    Route("POST", "/sales/{sale}/tickets", tickets.reserve),
-    Route("GET", "/sales/{sale}/tickets", tickets.list_tickets),
-    Route("POST", "/sales/{sale}/tickets/batch", batches.reserve_batch, BATCH_BYTES_MAX),
-    Route("POST", "/sales/{sale}/payments/batch", batches.pay_batch, BATCH_BYTES_MAX),
-    Route("GET", "/tickets/{ticket}", tickets.show_ticket),
-    Route("POST", "/tickets/{ticket}/payment", tickets.pay),
-    Route("DELETE", "/tickets/{ticket}/payment", tickets.cancel),
-    Route("GET", "/healthz", health.healthz),
-    Route("GET", "/readyz", health.readyz),
+    Route(
+        "POST",
+        "/sales",
+        sales.create_sale,
+        answers.SaleAnswer,
+        OPERATOR,
+        (200, 201),
+        body=models.CreateSaleBody,
+        refusals=(SaleExists,),
+    ),
+    Route("GET", "/sales", sales.list_sales, answers.SalesAnswer, OPERATOR, query=("limit", "cursor")),
+    Route("GET", "/sales/{sale}", sales.show_sale, answers.SaleAnswer, READER, refusals=(UnknownSale,)),
+    Route(
+        "PATCH",
+        "/sales/{sale}",
+        sales.amend_sale,
+        answers.SaleAnswer,
+        OPERATOR,
+        body=models.AmendSaleBody,
+        media_types=MERGE_PATCH,
+        refusals=(UnknownSale, CapacityInUse),
+    ),
+    Route(
+        "POST",
+        "/sales/{sale}/tickets",
+        tickets.reserve,
+        answers.TicketAnswer,
+        BUYER,
+        (201,),
+        body=models.ReserveBody,
+        keyed=True,
+        refusals=_RESERVING,
+    ),
+    Route(
+        "GET",
+        "/sales/{sale}/tickets",
+        tickets.list_tickets,
+        answers.TicketsAnswer,
+        BUYER,
+        query=("status", "limit", "cursor", "buyer"),
+        refusals=(UnknownSale,),
+    ),
+    Route(
+        "POST",
+        "/sales/{sale}/tickets/batch",
+        batches.reserve_batch,
+        answers.BatchAnswer,
+        OPERATOR,
+        body=models.ReserveBatchBody,
+        bytes_max=BATCH_BYTES_MAX,
+        refusals=(UnknownSale,),
+    ),
+    Route(
+        "POST",
+        "/sales/{sale}/payments/batch",
+        batches.pay_batch,
+        answers.BatchAnswer,
+        OPERATOR,
+        body=models.PaymentBatchBody,
+        bytes_max=BATCH_BYTES_MAX,
+        refusals=(UnknownSale,),
+    ),
+    Route("GET", "/tickets/{ticket}", tickets.show_ticket, answers.TicketAnswer, READER, refusals=(UnknownTicket,)),
+    Route(
+        "POST",
+        "/tickets/{ticket}/payment",
+        tickets.pay,
+        answers.TicketAnswer,
+        BUYER,
+        body=models.PaymentBody,
+        may_be_empty=True,
+        keyed=True,
+        refusals=_PAYING,
+    ),
+    Route(
+        "DELETE",
+        "/tickets/{ticket}/payment",
+        tickets.cancel,
+        answers.TicketAnswer,
+        BUYER,
+        query=("buyer",),
+        refusals=(UnknownTicket, NotYourTicket, AlreadyPurchased, TicketExpired),
+    ),
+    Route("GET", "/healthz", health.healthz, answers.HealthAnswer),
+    Route("GET", "/readyz", health.readyz, answers.HealthAnswer, refusals=(NotReady,)),
+    Route("GET", "/openapi.json", openapi.show, answers.DescriptionAnswer),
 )
 
 
@@ -83,6 +173,7 @@ def create_app(engine: Engine, config: AppConfig) -> web.Application:
     app[ENGINE] = engine
     app[CONFIG] = config
     app[REQUEST_IDS] = request_ids
+    app[openapi.DOCUMENT] = openapi.written(ROUTES)
     _add_routes(app.router, ROUTES)
     return app
 

@@ -1,0 +1,57 @@
+"""The description of the API: valid, complete, and what serves."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from openapi_spec_validator import validate
+
+from holdfast.http.app import ROUTES
+from holdfast.http.openapi import document
+from holdfast.http.problems import TABLE
+
+#: Said where there is no call: at other paths and with other methods, and by 402 to nobody else than those who pay.
+NOWHERE = {"unknown_route", "method_not_allowed"}
+
+
+async def test_it_is_served_to_anybody_and_valid(client: Any) -> None:
+    answer = await client.get("/openapi.json")
+    assert answer.status == 200
+    described = await answer.json()
+    validate(described)
+    assert described == json.loads(json.dumps(document(ROUTES)))
+    assert described["openapi"].startswith("3.1")
+    assert set(described["components"]["securitySchemes"]) == {"operator", "buyerToken", "fingerprint"}
+
+
+def test_every_call_and_every_refusal_is_in_it() -> None:
+    described = document(ROUTES)
+    calls = [f"{method.upper()} {path}" for path, methods in described["paths"].items() for method in methods]
+    assert sorted(calls) == sorted(f"{route.method} {route.path}" for route in ROUTES)
+    ids = [operation["operationId"] for methods in described["paths"].values() for operation in methods.values()]
+    assert len(set(ids)) == len(ids)
+    said = set(re.findall(r"[a-z_]+", " ".join(map(str, _codes(described)))))
+    assert said == {error.code for error in TABLE} - NOWHERE  # type: ignore[attr-defined]
+
+
+def _codes(described: Any) -> list[str]:
+    return [
+        code
+        for methods in described["paths"].values()
+        for operation in methods.values()
+        for response in operation["responses"].values()
+        for content in response["content"].values()
+        for part in content["schema"].get("allOf", ())
+        for code in part.get("properties", {}).get("code", {}).get("enum", ())
+    ]
+
+
+def test_defaults_are_those_that_a_caller_could_send() -> None:
+    schemas = document(ROUTES)["components"]["schemas"]
+    fields = schemas["CreateSaleBody"]["properties"]
+    assert fields["hold_ms"]["default"] == 900_000
+    assert "default" not in fields["id"]
+    assert "default" not in fields["capacity"]
+    assert "default" not in schemas["ReserveBody"]["properties"]["lines"]
