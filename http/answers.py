@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
-from holdfast.engine import Status, limits
+from holdfast.engine import Durability, Status, limits
 
 from .models import Name, Quantity
 
@@ -37,6 +37,8 @@ class TicketAnswer(TypedDict):
     cancelled_at: NotRequired[InstantText]
     expired_at: NotRequired[InstantText]
     reference: NotRequired[str]
+    durability: NotRequired[Durability]
+    durability_pending: NotRequired[Durability]
 
 
 class ItemAnswer(TypedDict):
@@ -61,6 +63,7 @@ class SaleAnswer(TypedDict):
     max_per_buyer: int | None
     opens_at: InstantText | None
     closes_at: InstantText | None
+    durability: Durability | None
     sequence: Units
     capacity: Units
     available: Units
@@ -135,6 +138,7 @@ class HealthAnswer(TypedDict):
     """The process answers, or everything can be sold."""
 
     status: Literal["ok", "ready"]
+    alarms: NotRequired[list[str]]
 
 
 class DescriptionAnswer(TypedDict):

@@ -24,6 +24,7 @@ from holdfast.engine import (
     CapacityInUse,
     Closed,
     ConfigurationError,
+    DurabilityUnavailable,
     Engine,
     HoldfastError,
     IdempotencyKeyReused,
@@ -60,6 +61,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _RESERVING = (UnknownSale, IdempotencyKeyReused, NotYetOpen, Closed, LimitReached, SoldOut, AllHeld)
 _PAYING = (
+    DurabilityUnavailable,
     UnknownTicket,
     NotYourTicket,
     IdempotencyKeyReused,
@@ -140,9 +142,11 @@ ROUTES = (
         tickets.pay,
         answers.TicketAnswer,
         BUYER,
+        (200, 202),
         body=models.PaymentBody,
         may_be_empty=True,
         keyed=True,
+        prefers=True,
         refusals=_PAYING,
     ),
     Route(

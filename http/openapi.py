@@ -16,10 +16,10 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema, to_json
 
-from holdfast.engine import NotReady, OutcomeUnknown, Overloaded, Status, limits
+from holdfast.engine import Durability, NotReady, OutcomeUnknown, Overloaded, Status, limits
 
 from .answers import Problem
-from .bodies import IDEMPOTENCY_KEY_HEADER, written_response
+from .bodies import IDEMPOTENCY_KEY_HEADER, PREFER_HEADER, written_response
 from .callers import FINGERPRINT_HEADER, TOKEN_HEADER
 from .models import BUYER_PATTERN, KEY_PATTERN, CreateSaleBody, ReserveBody, ReserveEntry
 from .problems import (
@@ -171,8 +171,11 @@ def _parameters(route: Route) -> Iterable[dict[str, object]]:
     for name in route.query:
         yield {"name": name, "in": "query", "schema": _QUERY[name]}
     if route.keyed:
-        schema = {"type": "string", "pattern": KEY_PATTERN}
+        schema: dict[str, object] = {"type": "string", "pattern": KEY_PATTERN}
         yield {"name": str(IDEMPOTENCY_KEY_HEADER), "in": "header", "schema": schema}
+    if route.prefers:
+        schema = {"type": "string", "enum": [f"durability={level.value}" for level in Durability]}
+        yield {"name": str(PREFER_HEADER), "in": "header", "schema": schema}
 
 
 def _responses(route: Route) -> dict[str, object]:

@@ -24,7 +24,7 @@ class Route(NamedTuple):
     who: may make the call.
     body: the model that validates it; None where the call takes none.
     bytes_max: of the body; the handler holds to the same.
-    query: the parameters that it takes. keyed: it takes an `Idempotency-Key`.
+    query: the parameters that it takes. keyed, prefers: it takes `Idempotency-Key`, `Prefer: durability=LEVEL`.
     refusals: its own, beside those that every such call has.
     """
 
@@ -40,4 +40,5 @@ class Route(NamedTuple):
     may_be_empty: bool = False
     query: tuple[str, ...] = ()
     keyed: bool = False
+    prefers: bool = False
     refusals: tuple[type[Exception], ...] = ()

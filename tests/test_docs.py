@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -485,3 +486,15 @@ def test_there_is_something_to_test() -> None:
     assert len(examples(README, "sh")) >= 8
     assert len(examples(README, "python")) == 1
     assert len(examples(NOTIFICATIONS, "python")) == 2
+
+
+# Security -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_limits_of_the_page_on_security_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    found = [row for row in rows(page) if re.fullmatch(r"`(?:http|engine)\.[\w.]+`", row[-1])]
+    assert len(found) > 10
+    for _, value, name in found:
+        module, _, constant = name.strip("`").rpartition(".")
+        assert float(value) == getattr(importlib.import_module(f"holdfast.{module}"), constant), name
