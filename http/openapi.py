@@ -171,7 +171,7 @@ def _parameters(route: Route) -> Iterable[dict[str, object]]:
     for name in route.query:
         yield {"name": name, "in": "query", "schema": _QUERY[name]}
     if route.keyed:
-        schema: dict[str, object] = {"type": "string", "pattern": KEY_PATTERN}
+        schema = {"type": "string", "pattern": KEY_PATTERN}
         yield {"name": str(IDEMPOTENCY_KEY_HEADER), "in": "header", "schema": schema}
     if route.prefers:
         schema = {"type": "string", "enum": [f"durability={level.value}" for level in Durability]}
