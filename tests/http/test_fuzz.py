@@ -36,6 +36,12 @@ TOKEN = "operator-token-for-tests"
 DOCUMENT = document(ROUTES)
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 BUYERS = ("buyer-ann", "buyer-bob")
+CALLERS: tuple[dict[str, str], ...] = (
+    {"Authorization": f"Bearer {TOKEN}"},
+    {"X-Buyer-Fingerprint": BUYERS[0]},
+    {"X-Buyer-Fingerprint": BUYERS[1]},
+    {},
+)
 
 
 class Api:
@@ -54,13 +60,17 @@ class Api:
         assert self._call("POST", "/sales", sale, **operator).status_code == 201
         brief = {"id": "brief", "name": "Brief", "capacity": 10, "hold_ms": 1}
         assert self._call("POST", "/sales", brief, **operator).status_code == 201
-        ann = {"X-Buyer-Fingerprint": BUYERS[0]}
         for ending in ("POST", "DELETE", None):
-            ticket = self._call("POST", "/sales/gig/tickets", {"quantity": 1}, **ann).json()["id"]
+            ticket = self.reserve()
             if ending:
-                assert self._call(ending, f"/tickets/{ticket}/payment", None, **ann).status_code == 200
+                assert self._call(ending, f"/tickets/{ticket}/payment", None, **CALLERS[1]).status_code == 200
             self.tickets.append(ticket)
-        self.tickets.append(self._call("POST", "/sales/brief/tickets", {"quantity": 1}, **ann).json()["id"])
+        self.tickets.append(self.reserve("brief"))
+
+    def reserve(self, sale: str = "gig") -> str:
+        """A ticket that the first buyer holds."""
+        answer = self._call("POST", f"/sales/{sale}/tickets", {"quantity": 1}, **CALLERS[1])
+        return str(answer.json()["id"])
 
     def _call(self, method: str, path: str, body: Any, **headers: str) -> requests.Response:
         return self.session.request(method, self.address + path, json=body, headers=headers, timeout=20)
@@ -106,20 +116,15 @@ def test_every_answer_is_one_that_is_described(api: Api, call: str, mode: Genera
     def run(data: Any) -> None:
         case = data.draw(operation.as_strategy(generation_mode=mode))
         known = {"sale": st.sampled_from(("gig", "brief")), "ticket": st.sampled_from(api.tickets)}
+        headers = data.draw(st.sampled_from(CALLERS))
         for name in case.path_parameters or {}:
             # What exists is asked for more often than chance would.
             if data.draw(st.booleans()):
                 case.path_parameters[name] = data.draw(known[name])
-        headers = data.draw(
-            st.sampled_from(
-                (
-                    {"Authorization": f"Bearer {TOKEN}"},
-                    {"X-Buyer-Fingerprint": BUYERS[0]},
-                    {"X-Buyer-Fingerprint": BUYERS[1]},
-                    {},
-                )
-            )
-        )
+        if call.endswith("/payment") and data.draw(st.booleans()):
+            # One that can be paid or cancelled, by who holds it.
+            headers = CALLERS[1]
+            case.path_parameters["ticket"] = api.reserve()
         response = case.call(headers=headers, session=api.session, timeout=20)
         case.validate_response(response, checks=CHECKS)
 
