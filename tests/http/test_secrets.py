@@ -147,6 +147,7 @@ def test_a_start_that_fails_tells_no_secret(said: Said, redis: Any) -> None:
         {"HOLDFAST_REDIS": f"redis://ann:{REDIS_PASSWORD}@127.0.0.1:1", "HOLDFAST_STORE": store},
         {"HOLDFAST_REDIS": f"rediss://{REDIS_LOGIN}127.0.0.1:1?ssl_password={MARK}", "HOLDFAST_STORE": store},
         {"HOLDFAST_STORE": f"nosuch://ann:{MARK}@127.0.0.1:1/holdfast"},
+        {"HOLDFAST_STORE": f"postgresql://ann:{MARK}@127.0.0.1:1/holdfast", "HOLDFAST_DATA_DIR": "other"},
         {"HOLDFAST_OPERATOR_TOKEN": f"{MARK} with blanks"},
         {"HOLDFAST_BUYER_TOKEN_KEY": MARK},
     ):
