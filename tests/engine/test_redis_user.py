@@ -96,6 +96,7 @@ async def live(
             await engine.reserve("gig", buyer="zoe", quantity=1)
         assert (await engine.recover()).clean
         assert (await engine.ticket(bought.id)).status is Status.PURCHASED
+        assert (await engine.audit()).clean
         # Another sale's scripts are loaded by now; an engine that comes later finds its keys.
         assert (await engine.readiness()).ready
 
