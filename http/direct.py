@@ -39,8 +39,8 @@ HEAD_SECONDS: Final = 10.0
 #: Seconds for which a client may leave an answer unread, or an answer to a closed connection may be under way.
 UNREAD_SECONDS: Final = 30.0
 
-#: Seconds between two looks at all connections for those that are late. One timer for all: one for each would have to be
-#: set and cancelled with every request.
+#: Seconds between two looks at all connections for those that are late. One timer for all: one for each would have to
+#: be set and cancelled with every request.
 LOOK_SECONDS: Final = 1.0
 
 #: Connections beyond the most that a server keeps: enough to look into what the newest of them ask for. The operator's
