@@ -145,7 +145,7 @@ class Scripts:
         self._shas = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._texts.items()}
 
     async def _run(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:
-        """Runs a script; a server that does not know it gets it first (and every script checks the slot's floor).
+        """Runs a script; a server that does not know it gets its text (and every script checks the slot's floor).
 
         Raises
         ------
@@ -154,8 +154,8 @@ class Scripts:
         try:
             reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
         except NoScriptError:
-            await self._server.call("SCRIPT", "LOAD", self._texts[name])
-            reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
+            # Loaded and run in one step: between two of them the server may forget it once more.
+            reply = await self._server.call("EVAL", self._texts[name], len(keys), *keys, *args)
         return reply if isinstance(reply, list) else [reply]
 
     async def _run_slot(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:

@@ -256,6 +256,21 @@ async def test_a_redis_that_restarts_with_everything_goes_on_by_itself(private_r
             await engine.confirm(made["held"].id, buyer="ann")
 
 
+async def test_a_redis_that_forgets_its_scripts_again_and_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    await engine.create_sale("gig", name="Gig", capacity=5)
+    real = Server.call
+
+    async def call(self: Server, *command: Any) -> Any:
+        if command[0] == "EVALSHA":
+            await real(self, "SCRIPT", "FLUSH")
+        return await real(self, *command)
+
+    monkeypatch.setattr(Server, "call", call)
+    ticket = await engine.reserve("gig", buyer="ann", quantity=2)
+    await engine.confirm(ticket.id, buyer="ann")
+    assert (await engine.ticket(ticket.id)).status is Status.PURCHASED
+
+
 async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(redis_server: Any, store_at: Any) -> None:
     async with connect(redis_server, store_at) as engine:
         made = await fill(engine)  # nothing of it was copied to the store
