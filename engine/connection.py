@@ -168,16 +168,20 @@ class Server:
         connection.generation = self.generation
         self.connects += 1
 
-    async def call(self, *command: Any) -> Any:
+    async def call(self, *command: Any, generation: int | None = None) -> Any:
         """One command.
+
+        Parameters
+        ----------
+        generation: of the server for which it is meant; None is the one that is known now.
 
         Raises
         ------
-        NotSent: Redis could not be reached, or refuses commands for now.
+        NotSent: Redis could not be reached, is another one than it was meant for, or refuses commands for now.
         NoReply: the connection was lost with the command under way.
         redis.exceptions.ResponseError: Redis answered with an error.
         """
-        (reply,) = await self.exchange(pack(*command), 1)
+        (reply,) = await self.exchange(pack(*command), 1, generation)
         if isinstance(reply, ResponseError):
             raise _refusal(reply) or reply
         return reply
@@ -198,24 +202,27 @@ class Server:
         """
         return await self.exchange(b"".join(pack(*command) for command in commands), len(commands))
 
-    async def exchange(self, packed: bytes, replies: int) -> list[Any]:
+    async def exchange(self, packed: bytes, replies: int, generation: int | None = None) -> list[Any]:
         """As `pipeline`, with commands that are in the protocol's form already.
 
         Parameters
         ----------
-        replies: how many commands these are.
+        replies: how many commands these are. generation: as of `call`.
         """
+        # Of now, and not of when a connection is there: until then others may meet another server, and what this call
+        # carries (the floor above all) was learnt of this one.
+        generation = self.generation if generation is None else generation
         async with self._turn:
             connection = await self._connection()
             self._busy.add(connection)
             try:
                 if not self._riders:
-                    return await self._exchange(connection, packed, replies)
+                    return await self._exchange(connection, generation, packed, replies)
                 riders, self._riders, self.riding = self._riders, [], 0
                 ahead = sum(rider.replies for rider in riders)
                 packed = b"".join([*(rider.packed for rider in riders), packed])
                 try:
-                    answers = await self._exchange(connection, packed, ahead + replies)
+                    answers = await self._exchange(connection, generation, packed, ahead + replies)
                 except (NotSent, NoReply) as error:
                     for rider in riders:
                         rider.heard([error])
@@ -240,15 +247,20 @@ class Server:
         self._riders.append(_Rider(packed, replies, heard))
         self.riding += len(packed)
 
-    async def _exchange(self, connection: Any, packed: bytes, replies: int) -> list[Any]:
+    async def _exchange(self, connection: Any, generation: int, packed: bytes, replies: int) -> list[Any]:
         try:
             if not connection.is_connected:
+                # Where nothing greets, with the connections of a fake, there is one server.
+                connection.generation = self.generation
                 async with asyncio.timeout(REPLY_TIMEOUT_S):
                     await connection.connect()
                 connection.wire = Wire(connection) if Wire.fits(connection) else None
         except (RedisError, OSError, TimeoutError) as error:
             await self._discard(connection)
             raise NotSent(f"Redis at {self.place} {_why(error)}") from error
+        if not generation == connection.generation == self.generation:
+            # Met by another call while this one waited.
+            raise NotSent("Redis was restarted or replaced")
         try:
             if connection.wire is not None:
                 answers: list[Any] = await connection.wire.exchange(packed, replies, REPLY_TIMEOUT_S)

@@ -151,11 +151,14 @@ class Scripts:
         ------
         NotSent, NoReply: as `Server.call`.
         """
+        # The floor among the arguments was learnt of this server.
+        generation = self._server.generation
+        form = len(keys), *keys, *args
         try:
-            reply = await self._server.call("EVALSHA", self._shas[name], len(keys), *keys, *args)
+            reply = await self._server.call("EVALSHA", self._shas[name], *form, generation=generation)
         except NoScriptError:
             # Loaded and run in one step: between two of them the server may forget it once more.
-            reply = await self._server.call("EVAL", self._texts[name], len(keys), *keys, *args)
+            reply = await self._server.call("EVAL", self._texts[name], *form, generation=generation)
         return reply if isinstance(reply, list) else [reply]
 
     async def _run_slot(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:

@@ -221,8 +221,8 @@ def losing_replies() -> Callable[[], AbstractContextManager[list[int]]]:
     def losing() -> Iterator[list[int]]:
         real, calls = Server.call, []
 
-        async def call(self: Server, *command: Any) -> Any:
-            reply = await real(self, *command)
+        async def call(self: Server, *command: Any, **more: Any) -> Any:
+            reply = await real(self, *command, **more)
             if command[0] == "EVALSHA":
                 calls.append(len(calls))
                 if len(calls) % 2:

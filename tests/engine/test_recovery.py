@@ -29,7 +29,7 @@ from holdfast.engine import (
     Ticket,
     UnknownSale,
 )
-from holdfast.engine.connection import Server
+from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.records import Entry, Record
 from holdfast.engine.scripts import Refused, Restored
@@ -256,19 +256,33 @@ async def test_a_redis_that_restarts_with_everything_goes_on_by_itself(private_r
             await engine.confirm(made["held"].id, buyer="ann")
 
 
-async def test_a_redis_that_forgets_its_scripts_again_and_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_redis_that_forgets_its_scripts_again_and_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await engine.create_sale("gig", name="Gig", capacity=5)
     real = Server.call
 
-    async def call(self: Server, *command: Any) -> Any:
+    async def call(self: Server, *command: Any, **more: Any) -> Any:
         if command[0] == "EVALSHA":
             await real(self, "SCRIPT", "FLUSH")
-        return await real(self, *command)
+        return await real(self, *command, **more)
 
     monkeypatch.setattr(Server, "call", call)
     ticket = await engine.reserve("gig", buyer="ann", quantity=2)
     await engine.confirm(ticket.id, buyer="ann")
     assert (await engine.ticket(ticket.id)).status is Status.PURCHASED
+
+
+async def test_a_server_that_was_replaced_hears_nothing_that_was_meant_for_the_one_before(private_redis: Any) -> None:
+    server = Server(private_redis.url)
+    await server.call("PING")
+    private_redis.kill()
+    private_redis.start()
+    # The first of them notices; the others are about to connect by then, with what they learnt of the old server.
+    heard = await asyncio.gather(*(server.call("INCR", "n") for _ in range(8)), return_exceptions=True)
+    assert all(isinstance(each, (NotSent, NoReply)) for each in heard)
+    assert await server.call("GET", "n") is None
+    await server.close()
 
 
 async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(redis_server: Any, store_at: Any) -> None:
