@@ -897,6 +897,8 @@ class Engine:
         after = ""
         while sales := await self._store.sales(after, SALES_STEP):
             reasons |= await self._redis(self._recovery.unready(sales))
+            for sale in sales:
+                self._snapshot.seen(sale.id, sale.cursor.epoch)
             after = sales[-1].id
         return reasons
 

@@ -71,6 +71,8 @@ class Snapshot:
         #: Per slot, (time, sequence) of past cursors, to know what is older than KEEP_MS.
         self._past: dict[str, deque[tuple[float, Cursor]]] = {}
         self.alarms: list[str] = []
+        #: Per slot, the epoch in which the store was seen last: one more after each recovery, also of other processes.
+        self._epochs: dict[str, int] = {}
         self.away: str | None = None
         #: Transitions in the next step of folding.
         self._step = FOLD_STEP_MIN
@@ -170,6 +172,20 @@ class Snapshot:
             # Half of the time is left to others who want to write.
             await asyncio.sleep(FOLD_STEP_S)
 
+    async def _cursors(self) -> dict[str, Cursor]:
+        """Where the store stands."""
+        cursors = {name: progress.cursor for name, progress in (await self._store.cursors()).items()}
+        for name, cursor in cursors.items():
+            self.seen(name, cursor.epoch)
+        return cursors
+
+    def seen(self, slot: str, epoch: int) -> None:
+        """The store has this epoch of a slot. When it was raised, a recovery has been, here or elsewhere."""
+        known = self._epochs.get(slot, epoch)
+        self._epochs[slot] = max(known, epoch)
+        if epoch > known:
+            self.forget(slot)
+
     async def _fold_step(self, upto: Mapping[str, int]) -> int:
         """Folds as much as may hold the writer; how many transitions are left."""
         began = time.monotonic()
@@ -205,6 +221,8 @@ class Snapshot:
             except Gap:
                 del behind[name]
                 where = cursors[name].floor
+                if (await self._cursors())[name] != cursors[name]:
+                    continue  # somebody copied or recovered it meanwhile: the next turn goes on from there
                 self._alarm(f"{name}: the ledger in Redis does not continue at {where}; run `holdfast recover`")
                 continue
             if entries:

@@ -295,6 +295,18 @@ async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(red
         assert sequences == list(range(1, len(sequences) + 1))
 
 
+async def test_an_alarm_ends_with_a_recovery_by_another_process(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine, connect(redis_server, tmp_path) as other:
+        await fill(engine)
+        await engine.snapshot()
+        await engine.reserve("gig", buyer="late", lines={"floor": 1})
+        await engine._server.call("UNLINK", slot_keys("gig").ledger)
+        await engine.snapshot()
+        assert any("does not continue" in reason for reason in (await engine.readiness()).reasons)
+        assert (await other.recover(["gig"])).clean
+        assert (await engine.readiness()).ready
+
+
 async def test_tickets_that_only_redis_has_survive_a_lost_ledger(redis_server: Any, store_at: Any) -> None:
     async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
