@@ -1,0 +1,12 @@
+"""The rows of the table of faults: one module for each kind, and all their cases in the order of the table."""
+
+from __future__ import annotations
+
+from ..plan import Case
+from . import crashes, notices, requests, workers
+
+CASES: tuple[Case, ...] = tuple(
+    sorted(
+        (case for module in (crashes, notices, requests, workers) for case in module.CASES), key=lambda case: case.row
+    )
+)

@@ -1,0 +1,77 @@
+"""Judges a run by its history: what the checkers find, what was lost at which level, what was sold twice or leaked."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import checkers
+from .history import Call, Final, Operation, Outcome, Violation
+from .plan import Result, Run
+
+#: Sentences of each kind that are shown of a run that broke a promise; the rest is in its directory.
+SHOWN = 5
+
+
+def verdict(
+    operations: Sequence[Operation], finals: Sequence[Final], promised: Callable[[Operation], bool]
+) -> list[Violation]:
+    """What the checkers C, A, U, E, L and H find."""
+    return checkers.check(operations, finals, promised)
+
+
+def judge(run: Run) -> Result:
+    """What a run that came to its end amounts to."""
+    result = Result(run)
+    finals, operations = run.finals, run.operations
+    assert run.load is not None
+    found = verdict(operations, finals, lambda operation: operation.level in run.case.survives)
+    # Where Redis may lose what it acknowledged in memory, there are two histories, before and after, and each is only
+    # linearizable by itself: what was lost with the reservations in between cannot be told from here.
+    result.violations = [each for each in found if each.checker != "H" or "memory" in run.case.survives]
+    result.acknowledged = by_level(operations)
+    result.lost = by_level(checkers.lost(operations, finals))
+    result.oversold = sum(max(0, bought - left) for bought, left in _bought(finals))
+    result.leaked = sum(
+        abs(final.capacity[sku] - sum(counts)) + counts[1] for final in finals for sku, counts in final.counts.items()
+    )
+    wrong = list(run.load.history.strange)
+    if result.oversold:
+        wrong.append(f"{result.oversold} units more were sold than there are")
+    if run.case.shows_loss and not result.lost[run.case.shows_loss]:
+        wrong.append(f"nothing was lost at {run.case.shows_loss}, though this fault has to cost something there")
+    if missing := [sale.id for sale in run.load.sales if sale.id not in {final.sale for final in finals}]:
+        wrong.append(f"the final reading has no {missing}")
+    if not result.acknowledged and any(operation.call is Call.PAY for operation in operations):
+        wrong.append("no purchase was acknowledged")
+    result.broken = "; ".join(wrong[:SHOWN]) or None
+    return result
+
+
+def by_level(operations: Sequence[Operation]) -> Counter[str]:
+    """Tickets by the level at which they were acknowledged as purchased; by `memory` only where no other was reached."""
+    levels: dict[str, set[str]] = defaultdict(set)
+    for operation in operations:
+        if operation.outcome is Outcome.DONE and operation.level is not None and operation.ticket is not None:
+            levels[operation.ticket].add(operation.level)
+    return Counter(level for reached in levels.values() for level in (reached - {"memory"} or {"memory"}))
+
+
+def _bought(finals: Sequence[Final]) -> list[tuple[int, int]]:
+    """Units of the purchased tickets in the listing, and the capacity, by item."""
+    pairs = []
+    for final in finals:
+        bought: Counter[str] = Counter()
+        for ticket in final.tickets.values():
+            if ticket["status"] == "purchased":
+                bought.update({line["sku"]: line["quantity"] for line in ticket["lines"]})
+        pairs += [(bought[sku], capacity) for sku, capacity in final.capacity.items()]
+    return pairs
+
+
+def alarms(log: Path) -> list[str]:
+    """What the product logged that it must never log: tracebacks and alarms."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return re.findall(r"^.*(?:ALARM|Traceback|CRITICAL).*$", text, re.MULTILINE)[:SHOWN]
