@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from .history import Call, Operation, Outcome
@@ -57,7 +58,7 @@ class Habits:
     levels: durabilities asked of payments, each as likely; None asks for none.
     pay, cancel: of a ticket in hand; the rest is left to expire. late: of those, paid when it is too late.
     keyless: reserves without a key. hang_up: requests whose answer is not waited for.
-    again: reserves and payments that are sent once more, some time later. stranger: payments and cancels of others' tickets.
+    again: reserves and payments that are sent once more, later. stranger: payments and cancels of others' tickets.
     think_s: seconds between two requests, the mean. answer_s: seconds after which an answer is given up.
     """
 
@@ -85,10 +86,16 @@ class History:
         self.operations.append(operation)
         return operation
 
-    def count(self, call: Call, since: int = 0) -> int:
-        """Operations of a kind that were done, of those that began at `since` (monotonic nanoseconds) or later."""
+    def count(self, call: Call, since: int = 0, start: int = 0) -> int:
+        """Operations of a kind that were done, of those that began at `since` (monotonic nanoseconds) or later.
+
+        Parameters
+        ----------
+        start: how many operations there were at `since`: none of those began later.
+        """
         return sum(
-            each.call is call and each.begun >= since and each.outcome is Outcome.DONE for each in self.operations
+            each.call is call and each.begun >= since and each.outcome is Outcome.DONE
+            for each in islice(self.operations, start, None)
         )
 
     def purchases(self) -> int:
@@ -238,10 +245,10 @@ class Load:
 
     async def more(self, count: int, call: Call = Call.PAY, seconds: float = 40.0) -> None:
         """Waits until so many more operations of this kind have begun and been done."""
-        since = time.monotonic_ns()
+        since, start = time.monotonic_ns(), len(self.history.operations)
 
         async def enough() -> bool:
-            return self.history.count(call, since) >= count
+            return self.history.count(call, since, start) >= count
 
         await until(f"{count} more {call}", enough, seconds, pause=0.02)
 

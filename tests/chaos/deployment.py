@@ -67,12 +67,8 @@ class Deployment:
 
     async def __aexit__(self, *exception: object) -> None:
         for process in reversed(self.processes):
-            process.thaw()
-            if process is self.holdfast:
-                for pid in self.holdfast.children():
-                    with contextlib.suppress(ProcessLookupError):
-                        __import__("os").kill(pid, 18)
-                self.holdfast.kill_all()
+            if isinstance(process, Holdfast):
+                process.kill_all()
             process.kill()
 
     def place(self) -> tuple[str, int]:

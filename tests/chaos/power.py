@@ -10,32 +10,10 @@ store (SQLite, synchronous FULL) is not cut: what it committed is on the disk.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
-from .servers import Redis, Skipped
-
-SOURCE = Path(__file__).with_name("fsyncs.c")
-
-
-def shim(directory: Path) -> Path:
-    """Compiles the library.
-
-    Raises
-    ------
-    Skipped: there is no compiler.
-    """
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise Skipped("no C compiler (apt-get install gcc libc6-dev)")
-    library = directory / "fsyncs.so"
-    done = subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise Skipped(f"the preloaded library does not compile: {done.stderr.strip()[:200]}")
-    return library
+from .preload import library
+from .servers import Redis
 
 
 def environment(directory: Path, delay_ms: int = 0) -> dict[str, str]:
@@ -45,7 +23,7 @@ def environment(directory: Path, delay_ms: int = 0) -> dict[str, str]:
     ----------
     delay_ms: milliseconds that each fsync of the append-only file takes longer.
     """
-    env = {"LD_PRELOAD": str(shim(directory)), "FSYNCS": str(directory / "fsyncs.log")}
+    env = {"LD_PRELOAD": library("fsyncs", directory), "FSYNCS": str(directory / "fsyncs.log")}
     return env | ({"FSYNC_DELAY_MS": str(delay_ms)} if delay_ms else {})
 
 

@@ -128,8 +128,9 @@ class Process:
 
     def children(self) -> list[int]:
         """Processes that it started."""
-        found = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(pid) for pid in found.read_text().split()] if self.alive and found.exists() else []
+        if not self.alive:
+            return []
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def tail(self, lines: int = 12) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..plan import Case
-from . import crashes, notices, requests, workers
+from . import clocks, crashes, freezes, hostile, network, notices, requests, space, workers
+
+_MODULES = (clocks, crashes, freezes, hostile, network, notices, requests, space, workers)
 
 CASES: tuple[Case, ...] = tuple(
-    sorted(
-        (case for module in (crashes, notices, requests, workers) for case in module.CASES), key=lambda case: case.row
-    )
+    sorted((case for module in _MODULES for case in module.CASES), key=lambda case: case.row)
 )

@@ -31,7 +31,7 @@ async def snapshotter_killed(run: Run) -> None:
         load = run.clients(product)
         await load.more(30)
         load.phase("fault")
-        points = [(statement, side) for statement in range(1, 13) for side in ("before", "after")]
+        points = [(statement, side) for statement in range(1, 9) for side in ("before", "after")]
         if run.quick:
             points = run.rng.sample(points, 4)
         run.trials = 0
