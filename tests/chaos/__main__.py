@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -38,7 +40,7 @@ def run(
     quick: Annotated[bool, Parameter(negative="")] = False,
     keep: Path | None = None,
     markdown: Path | None = None,
-    mutants: bool = True,
+    mutants: bool | None = None,
 ) -> int:
     """Run the faults, print the tables.
 
@@ -57,7 +59,7 @@ def run(
     markdown
         Put the tables into this page.
     mutants
-        Also break the product on purpose, and see that it is found.
+        Also break the product on purpose, and see that it is found; by itself with a full run of all rows.
     """
     try:
         numbers = {int(number) for number in rows.split(",")} if rows else {case.row for case in CASES}
@@ -90,7 +92,12 @@ def run(
         say("stopped; what was seen so far:")
         status = 130
     table = report.lines(results)
-    found: list[list[str]] = []
+    broken: Sequence[Any] = ()
+    if not status and (mutants if mutants is not None else not (rows or form or quick)):
+        from . import mutants as on_purpose
+
+        broken = on_purpose.run_all(keep / "mutants", seed, say)
+    found = [row.cells() for row in broken]
     report.show(_console(), table, found)
     took = time.monotonic() - began
     if markdown is not None:
@@ -101,9 +108,14 @@ def run(
     )
     if wrong:
         print("Not: " + "; ".join(f"{line.case.row} {line.case.form} {line.verdict}" for line in wrong))
-    if not any(keep.iterdir()) if keep.exists() else False:
+    got_away = [row.name for row in broken if not row.good]
+    if got_away:
+        print("Mutants that were not found as they should be: " + ", ".join(got_away))
+    else:
+        shutil.rmtree(keep / "mutants", ignore_errors=True)
+    if keep.exists() and not any(keep.iterdir()):
         keep.rmdir()
-    return status or int(bool(wrong))
+    return status or int(bool(wrong or got_away))
 
 
 def described(seed: int, quick: bool, took: float) -> str:

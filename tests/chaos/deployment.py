@@ -12,7 +12,7 @@ from typing import Any
 
 import redis.asyncio as aioredis
 
-from holdfast.engine.records import LETTERS, Record
+from holdfast.engine.records import Record
 
 from .clients import SALES, SaleSpec, operator
 from .history import Final
@@ -28,8 +28,8 @@ class Deployment:
 
     Parameters
     ----------
-    directory: for everything. redis: started by `start`. redis_url: what the product is given, where that is not `redis`
-        itself. store: its address, or SQLite in the directory. product: further arguments of `Holdfast`.
+    directory: for everything. redis: started with it. redis_url: what the product is given, where that is not `redis`.
+    store: its address, or SQLite in the directory. product: further arguments of `Holdfast`.
     """
 
     def __init__(
@@ -228,6 +228,3 @@ class Deployment:
             return int(await self.redis.ask("HGET", f"hf:{{{sale}}}:sale", "sequence", timeout=2) or 0)
         except (aioredis.RedisError, OSError):
             return 0
-
-
-__all__ = ["LETTERS", "Deployment"]

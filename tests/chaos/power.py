@@ -1,11 +1,11 @@
 """Power losses: what Redis wrote and had not yet flushed to the disk is gone.
 
-kill -9 loses nothing that was written, since the kernel keeps it. So a small library, preloaded into redis-server, writes
-down how long its append-only file was at each fsync that succeeded; after the kill the file is cut to that.
+kill -9 loses nothing that was written, since the kernel keeps it. So a small library, preloaded into redis-server,
+writes down how long its append-only file was at each fsync that succeeded; after the kill the file is cut to that.
 
-What is assumed. Files are cut at their end, and never have holes or old blocks in the middle. The base file, the manifest
-and their directory, which Redis 7 writes and syncs once at its first start, are durable: runs switch rewrites off. The
-store (SQLite, synchronous FULL) is not cut: what it committed is on the disk.
+What is assumed. Files are cut at their end, and never have holes or old blocks in the middle. The base file, the
+manifest and their directory, which Redis 7 writes and syncs once at its first start, are durable: runs switch rewrites
+off. The store (SQLite, synchronous FULL) is not cut: what it committed is on the disk.
 """
 
 from __future__ import annotations

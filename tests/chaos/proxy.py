@@ -1,4 +1,4 @@
-"""A TCP proxy under the control of a run: the address that stays when the server behind it changes, and a bad network."""
+"""A TCP proxy in the hands of a run: the address that stays when the server behind it changes, and a bad network."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Proxy:
             self.hang_up()
 
     def hold_answers(self, after: bytes = b"") -> None:
-        """Requests pass, answers wait; on a connection on which these bytes have been asked since, when they are given."""
+        """Requests pass, answers wait; with `after`, on connections on which these bytes have been asked since."""
         self._after = after
         self._held.clear()
         self._answers.clear()

@@ -1,4 +1,4 @@
-"""A proxy in front of the product that knows requests, and sends those that may be repeated again: at once, later, late."""
+"""A proxy in front of the product that knows requests, and repeats those that may be: at once, later, too late."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Replayer:
     Parameters
     ----------
     target: the product, as of now. again: probability that a request is repeated, up to three times.
-    late_s: seconds until the latest repeat, to be longer than the holds. delay_s: seconds by which a request may be late.
+    late_s: seconds until the latest repeat, longer than the holds. delay_s: seconds by which a request may be late.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What was seen, for people: the table of faults, the matrix of durabilities, the mutants; on the screen and in the docs."""
+"""What was seen, for people: the table of faults, the matrix of durabilities, the mutants."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def matrix(table: Sequence[Line]) -> list[list[str]]:
 
 
 MATRIX_HEADS = ("fault", *LEVELS)
-MUTANT_HEADS = ("mutant", "found by", "")
+MUTANT_HEADS = ("taken out", "found by", "")
 
 
 def show(console: Console, table: Sequence[Line], mutants: Sequence[Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import re
@@ -309,10 +310,8 @@ class Holdfast(Process):
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Sends a signal to a process that may be gone already."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 async def command(*words: str, directory: Path, prefix: Sequence[str] = ()) -> tuple[int, str]:

@@ -51,7 +51,7 @@ def judge(run: Run) -> Result:
 
 
 def by_level(operations: Sequence[Operation]) -> Counter[str]:
-    """Tickets by the level at which they were acknowledged as purchased; by `memory` only where no other was reached."""
+    """Tickets by the level at which they were acknowledged as purchased; `memory` only where no other was reached."""
     levels: dict[str, set[str]] = defaultdict(set)
     for operation in operations:
         if operation.outcome is Outcome.DONE and operation.level is not None and operation.ticket is not None:

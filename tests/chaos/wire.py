@@ -1,4 +1,4 @@
-"""One request over a connection of one's own: what aiohttp's client would repeat by itself must not be repeated here."""
+"""One request over a connection of one's own, and never sent twice: a history must know of every request."""
 
 from __future__ import annotations
 

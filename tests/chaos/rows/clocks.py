@@ -27,13 +27,17 @@ async def _jump(run: Run, by: int) -> None:
         jumped = now()
         await asyncio.sleep(2)
         load.phase("load")
-        # Back: what was held before a jump forward has run out, before one back it holds for an hour.
         await load.more(30)
         load.phase("fault")
         _set(clock, 0)
         await run.healed(jumped)
-        await run.over(product)
         run.trials = 2
+        load.phase("after")
+        await load.more(30)
+        await load.stop()
+        # What was reserved in the hour ahead holds until then: once all clients are gone, that hour comes.
+        _set(clock, max(0, by))
+        run.finals = await product.finals()
         _no_late_payment(run)
 
 
@@ -52,9 +56,9 @@ def _no_late_payment(run: Run) -> None:
     """
     for operation in run.operations:
         answer = operation.answer
-        if operation.call is Call.PAY and operation.outcome is Outcome.DONE and "purchased_at" in answer:
-            if answer["purchased_at"] >= answer["expires_at"]:
-                raise Broken(f"{operation.ticket} was paid at {answer['purchased_at']}, after {answer['expires_at']}")
+        paid = operation.call is Call.PAY and operation.outcome is Outcome.DONE and "purchased_at" in answer
+        if paid and answer["purchased_at"] >= answer["expires_at"]:
+            raise Broken(f"{operation.ticket} was paid at {answer['purchased_at']}, after {answer['expires_at']}")
 
 
 async def forward(run: Run) -> None:

@@ -21,7 +21,10 @@ GROWTH_MIB_MAX = 150
 #: Seconds in which something that is complete is answered.
 WAIT_S = 1.0
 
-RESERVE = b"POST /sales/large/tickets HTTP/1.1\r\nHost: x\r\nX-Buyer-Fingerprint: hostile-one\r\nContent-Type: application/json\r\n"
+RESERVE = (
+    b"POST /sales/large/tickets HTTP/1.1\r\nHost: x\r\nX-Buyer-Fingerprint: hostile-one\r\n"
+    b"Content-Type: application/json\r\n"
+)
 
 #: Complete requests that must be refused with 4xx, or hung up on.
 CORPUS: tuple[bytes, ...] = (
@@ -40,11 +43,11 @@ CORPUS: tuple[bytes, ...] = (
     RESERVE + b"Content-Length: -1\r\n\r\n",
     RESERVE + b"Content-Length: 1e3\r\n\r\n{}",
     RESERVE + b"Content-Length: 99999999999999999999\r\n\r\n{}",
-    RESERVE + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    RESERVE + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
     RESERVE + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
     RESERVE + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     RESERVE + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
-    RESERVE + b"Transfer-Encoding: chunked\r\n\r\n" + b"2000\r\n" + b" " * 8192 + b"\r\n" + b"2000\r\n" + b" " * 8192 + b"\r\n0\r\n\r\n",
+    RESERVE + b"Transfer-Encoding: chunked\r\n\r\n" + (b"2000\r\n" + b" " * 8192 + b"\r\n") * 2 + b"0\r\n\r\n",
     RESERVE + b"Content-Length: 9000\r\n\r\n" + b" " * 9000,
     RESERVE + b"Content-Length: 20\r\nContent-Encoding: gzip\r\n\r\n" + b"\x1f\x8b" + b"\x00" * 18,
     RESERVE + b"Content-Length: 12\r\n\r\n{\"quantity\":",

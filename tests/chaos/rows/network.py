@@ -66,8 +66,8 @@ async def cut(run: Run) -> None:
 async def _failover(run: Run, killed: bool) -> None:
     """The run does what Sentinel does: promotes the replica, and the proxy, as an HAProxy would, leads to it.
 
-    Killed: the primary's machine is gone, and what it had sent to its replica in the last moment with it: replication is
-    cut a little before. Otherwise: clients are paused, the replica has everything, and takes over.
+    Killed: the primary's machine is gone, and what it had sent to its replica in the last moment with it: replication
+    is cut a little before. Otherwise: clients are paused, the replica has everything, and takes over.
     """
     first = Redis(run.directory, name="first")
     await first.start()
@@ -132,7 +132,8 @@ async def reshard(run: Run) -> None:
 CASES = (
     Case(5, "partition", "silent both ways", silent),
     Case(5, "partition", "resets", cut, quick=0),
-    Case(6, "failover", "killed, replication cut before", failover_killed, survives=STORED | {"replica"}, shows_loss="memory"),
+    Case(6, "failover", "killed, replication cut before", failover_killed,
+         survives=STORED | {"replica"}, shows_loss="memory"),
     Case(6, "failover", "graceful", failover_graceful, survives=ALL, quick=0),
     Case(7, "reshard", "slot moved", reshard),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from ..deployment import Deployment
 from ..plan import Case, Run, now
 from ..servers import Broken, Redis
 
-#: Milliseconds from a deadline until its units are back: the sweeper looks five times a second, and the machine is busy.
+#: Milliseconds from a deadline until its units are back: the sweeper looks five times a second, on a busy machine.
 SWEPT_MS_MAX = 2_000
 
 

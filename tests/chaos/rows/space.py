@@ -55,7 +55,7 @@ async def redis_disk_full(run: Run) -> None:
                 await asyncio.sleep(1)
                 freed = now()
                 disk.free()
-                # Without an answer to writes Redis 7 tries its file again every second; with `always` it would have ended.
+                # It tries its file again every second; with `always` it would have ended.
                 if not redis.alive:
                     await redis.start()
                 await product.ready()

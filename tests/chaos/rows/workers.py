@@ -44,7 +44,7 @@ async def snapshotter_killed(run: Run) -> None:
 
             await until(f"the snapshotter dies {side} statement {statement}", died)
 
-            async def replaced() -> bool:
+            async def replaced(alive: set[int] = alive) -> bool:
                 now_alive = set(product.holdfast.children())
                 return len(now_alive) == 2 and now_alive != alive
 
@@ -121,7 +121,7 @@ async def dies_before_reply(run: Run) -> None:
 
 
 async def _both(client: Client, name: str, send: Callable[[Client, Ask], Awaitable[Operation]]) -> None:
-    """A reservation and its payment, each by `send` and then once more as it is sent in peace: the same must come back."""
+    """A reservation and its payment, each by `send` and then once more in peace: the same must come back."""
     buyer, lines = f"buyer-of-{name}", (("general", 1),)
     reserve = Ask(Call.RESERVE, buyer, "large", lines=lines, key=f"r-{name}")
     ticket = (await _twice(client, reserve, send)).ticket
