@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from . import checkers
 from .history import Call, Final, Operation, Outcome, Violation
@@ -33,13 +31,13 @@ def judge(run: Run) -> Result:
     result.violations = [each for each in found if each.checker != "H" or "memory" in run.case.survives]
     result.acknowledged = by_level(operations)
     result.lost = by_level(checkers.lost(operations, finals))
-    result.oversold = sum(max(0, bought - left) for bought, left in _bought(finals))
-    result.leaked = sum(
-        abs(final.capacity[sku] - sum(counts)) + counts[1] for final in finals for sku, counts in final.counts.items()
-    )
+    result.oversold = checkers.oversold(operations, finals)
+    result.leaked = checkers.leaked(operations, finals)
     wrong = list(run.load.history.strange)
     if result.oversold:
         wrong.append(f"{result.oversold} units more were sold than there are")
+    if result.leaked:
+        wrong.append(f"{result.leaked} units are gone")
     if run.case.shows_loss and not result.lost[run.case.shows_loss]:
         wrong.append(f"nothing was lost at {run.case.shows_loss}, though this fault has to cost something there")
     if missing := [sale.id for sale in run.load.sales if sale.id not in {final.sale for final in finals}]:
@@ -57,21 +55,3 @@ def by_level(operations: Sequence[Operation]) -> Counter[str]:
         if operation.outcome is Outcome.DONE and operation.level is not None and operation.ticket is not None:
             levels[operation.ticket].add(operation.level)
     return Counter(level for reached in levels.values() for level in (reached - {"memory"} or {"memory"}))
-
-
-def _bought(finals: Sequence[Final]) -> list[tuple[int, int]]:
-    """Units of the purchased tickets in the listing, and the capacity, by item."""
-    pairs = []
-    for final in finals:
-        bought: Counter[str] = Counter()
-        for ticket in final.tickets.values():
-            if ticket["status"] == "purchased":
-                bought.update({line["sku"]: line["quantity"] for line in ticket["lines"]})
-        pairs += [(bought[sku], capacity) for sku, capacity in final.capacity.items()]
-    return pairs
-
-
-def alarms(log: Path) -> list[str]:
-    """What the product logged that it must never log: tracebacks and alarms."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    return re.findall(r"^.*(?:ALARM|Traceback|CRITICAL).*$", text, re.MULTILINE)[:SHOWN]
