@@ -295,8 +295,8 @@ async def test_recovery_from_redis_that_is_ahead_keeps_what_only_redis_knows(red
         assert sequences == list(range(1, len(sequences) + 1))
 
 
-async def test_an_alarm_ends_with_a_recovery_by_another_process(redis_server: Any, tmp_path: Path) -> None:
-    async with connect(redis_server, tmp_path) as engine, connect(redis_server, tmp_path) as other:
+async def test_an_alarm_ends_with_a_recovery_by_another_process(redis_server: Any, store_at: Any) -> None:
+    async with connect(redis_server, store_at) as engine, connect(redis_server, store_at) as other:
         await fill(engine)
         await engine.snapshot()
         await engine.reserve("gig", buyer="late", lines={"floor": 1})
