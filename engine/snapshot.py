@@ -135,9 +135,6 @@ class Snapshot:
             log.warning("the store answers again")
         self.away = None
 
-    async def _cursors(self) -> dict[str, Cursor]:
-        return {name: progress.cursor for name, progress in (await self._store.cursors()).items()}
-
     async def fold(self, slot: str | None = None) -> None:
         """Brings the tickets of one slot, or of all, up to date with what has been copied by now.
 
