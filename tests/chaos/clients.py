@@ -252,6 +252,14 @@ class Load:
 
         await until(f"{count} more {call}", enough, seconds, pause=0.02)
 
+    async def only(self, level: str, seconds: float) -> None:
+        """For so long payments are made at this level alone: each at `stored` copies all that was paid before it."""
+        usual, self.habits = self.habits, replace(self.habits, levels=(level,))
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.habits = usual
+
     def phase(self, name: str) -> int:
         """Names what happens from now on; this instant, monotonic nanoseconds."""
         self.history.phase = name

@@ -25,12 +25,14 @@ def judge(run: Run) -> Result:
     result = Result(run)
     finals, operations = run.finals, run.operations
     assert run.load is not None
+    if "memory" not in run.case.survives:
+        operations = without_lost_holds(operations, finals, run.case.survives)
     found = verdict(operations, finals, lambda operation: operation.level in run.case.survives)
     # Where Redis may lose what it acknowledged in memory, there are two histories, before and after, and each is only
     # linearizable by itself: what was lost with the reservations in between cannot be told from here.
     result.violations = [each for each in found if each.checker != "H" or "memory" in run.case.survives]
-    result.acknowledged = by_level(operations)
-    result.lost = by_level(checkers.lost(operations, finals))
+    result.acknowledged = by_level(run.operations)
+    result.lost = by_level(checkers.lost(run.operations, finals))
     result.oversold = checkers.oversold(operations, finals)
     result.leaked = checkers.leaked(operations, finals)
     wrong = list(run.load.history.strange)
@@ -46,6 +48,18 @@ def judge(run: Run) -> Result:
         wrong.append("no purchase was acknowledged")
     result.broken = "; ".join(wrong[:SHOWN]) or None
     return result
+
+
+def without_lost_holds(
+    operations: Sequence[Operation], finals: Sequence[Final], survives: frozenset[str]
+) -> list[Operation]:
+    """The operations but for those on tickets that Redis lost with its memory: their units are given to others.
+
+    Those of which a payment was acknowledged at a level that survives stay: they are what A is about.
+    """
+    there = {ticket for final in finals for ticket in final.tickets}
+    kept = there | {operation.ticket for operation in operations if operation.level in survives}
+    return [operation for operation in operations if operation.ticket is None or operation.ticket in kept]
 
 
 def by_level(operations: Sequence[Operation]) -> Counter[str]:

@@ -32,7 +32,7 @@ async def _killed(run: Run, *, fsync: str, kind: str = "installed", habits: Habi
         for _ in range(run.trials):
             load.phase("load")
             await load.more(WARM)
-            await asyncio.sleep(run.rng.uniform(0, 1))
+            await load.only("memory", run.rng.uniform(0.3, 1))
             load.phase("fault")
             redis.kill()
             await asyncio.sleep(run.rng.choice((0, 0.3)))
@@ -86,7 +86,7 @@ async def _power_loss(run: Run, *, fsync: str, kind: str = "installed", habits: 
             load.phase("load")
             await load.more(WARM)
             # Anywhere in the second between two flushes.
-            await asyncio.sleep(run.rng.uniform(0, 1))
+            await load.only("memory" if run.case.shows_loss else "fsync", run.rng.uniform(0.3, 1))
             load.phase("fault")
             redis.kill()
             cut += power.cut(redis)
@@ -226,6 +226,7 @@ async def empty(run: Run) -> None:
         for _ in range(run.trials):
             load.phase("load")
             await load.more(WARM)
+            await load.only("memory", run.rng.uniform(0.3, 1))
             load.phase("fault")
             redis.kill()
             back = now()

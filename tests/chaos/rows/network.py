@@ -87,7 +87,7 @@ async def _failover(run: Run, killed: bool) -> None:
             load.phase("fault")
             if killed:
                 between.hold_answers()
-                await load.more(25)
+                await load.only("memory", 0.8)
                 first.kill()
             else:
                 await first.ask("CLIENT", "PAUSE", "5000", "WRITE")
