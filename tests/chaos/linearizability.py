@@ -459,6 +459,7 @@ class _State:
     reserved: Counter[str]
     purchased: Counter[str]
     had: dict[str, Counter[str]]
+    keys: set[tuple[str, str]]  # buyers' keys that have their ticket
 
 
 @dataclass(slots=True)
@@ -508,26 +509,30 @@ def _shows(counts: Mapping[str, tuple[int, int, int]]) -> Callable[[_State, Rule
 def _refuses(operation: Operation) -> Callable[[_State, Rules], bool] | None:
     """When a refusal to reserve is right; None of those that say nothing of stock and limits."""
     lines, answer, code = dict(lines_of(operation.lines)), operation.answer, operation.code
+    key = (operation.buyer, operation.key or "")
+    if code == "idempotency_key_reused":
+        return lambda state, rules: key in state.keys
     if code in ("sold_out", "all_held"):
         sku, left = answer["sku"], answer["available"]
         wanted = lines.get(sku, 0)
 
         def short(state: _State, rules: Rules) -> bool:
             for_good = state.available[sku] + state.reserved[sku] < wanted
-            return state.available[sku] == left and left < wanted and for_good == (code == "sold_out")
+            right = state.available[sku] == left and left < wanted and for_good == (code == "sold_out")
+            return right and key not in state.keys
 
         return short
     if code == "limit_reached":
-        remaining, sku_limited = answer["remaining"], answer.get("sku")
+        remaining, item = answer["remaining"], answer.get("sku")
 
         def limited(state: _State, rules: Rules) -> bool:
-            most = rules.most_of.get(sku_limited) if sku_limited else rules.most
+            most = rules.most_of.get(item) if item else rules.most
             if not most:
                 return not rules.any  # the run never read the sale, so that nothing is known of its limits
             mine = state.had.get(operation.buyer, Counter())
-            had = mine[sku_limited] if sku_limited else mine.total()
-            more = lines.get(sku_limited, 0) if sku_limited else sum(lines.values())
-            return had + more > most and max(0, most - had) == remaining
+            had = mine[item] if item else mine.total()
+            more = lines.get(item, 0) if item else sum(lines.values())
+            return had + more > most and max(0, most - had) == remaining and key not in state.keys
 
         return limited
     return None
@@ -564,7 +569,7 @@ class _Search:
 
     def __init__(self, tickets: Mapping[str, _Ticket], reads: list[_Item], final: Final, rules: Rules) -> None:
         self._rules = rules
-        self._state = _State(dict(final.capacity), Counter(), Counter(), defaultdict(Counter))
+        self._state = _State(dict(final.capacity), Counter(), Counter(), defaultdict(Counter), set())
         self._reserved: set[str] = set()
         self._chosen: list[_Item] = []
         items = reads
@@ -706,6 +711,9 @@ class _Search:
             self._reserved.add(ticket.id)
         else:
             self._reserved.discard(ticket.id)
+        key = ticket.asked[0].key
+        if item.kind == RESERVED and key is not None:
+            (state.keys.add if sign > 0 else state.keys.discard)((ticket.buyer, key))
         for sku, quantity in ticket.lines:
             units = sign * quantity
             if item.kind == RESERVED:

@@ -204,12 +204,12 @@ def test_brute_force_agrees_on_tiny_histories(seed: int, changes: int) -> None:
     most = rng.choice([None, 2])
     crowd = Crowd(Sale({"general": rng.randint(1, 3)}, rng.choice([4, 1000]), most), seed, 3, 5, lose=0.2, think_ms=1)
     operations, final = crowd.run()
+    for _ in range(changes):
+        change(rng, operations)
     # The rules are known by an answer about the sale, which stands in every real history.
     first = min(o.begun for o in operations) - 10
     units = final.capacity["general"]
     operations.append(sale_read(9, first, first + 1, (units, 0, 0), most))
-    for _ in range(changes):
-        change(rng, operations)
     verdict = decide(operations, final)
     assert verdict.decision is not Decision.UNDECIDED
     assert (verdict.decision is Decision.LINEARIZABLE) == any_order(operations, final, most), verdict
