@@ -47,7 +47,7 @@ from .facts import (
 )
 from .history import Call, Final, Operation, Outcome
 
-#: States that a search looks at before it gives up undecided: half a minute of Python.
+#: States that a search looks at before it gives up undecided: some ten seconds of Python.
 STATES_MAX = 200_000
 
 #: Nanoseconds for which `sold_out` may be answered from memory to a call without a key.

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import workloads
+from .history import Violation
+from .servers import Broken
 from .workloads import Workload
 
 #: The repository: its folders engine, lua and http are the package.
@@ -276,28 +278,49 @@ class Row:
     Parameters
     ----------
     caught_by: the checkers that noticed, in the order C A U E L H. seconds: with building and starting.
+    alone: no other than the expected one may notice. broken: why the run came to no end, if so.
     """
 
     name: str
+    removed: str
     expected: str
     caught_by: str
     seconds: float
     alone: bool = False
+    broken: str = ""
 
     @property
     def good(self) -> bool:
+        if self.broken:
+            return False
         return self.caught_by == self.expected if self.alone else self.expected in self.caught_by
+
+    def cells(self) -> tuple[str, str, str]:
+        """As a table shows it: what was removed, who noticed, and whether that is as it should be."""
+        noticed = " ".join(self.caught_by) or "nobody"
+        why = self.broken or f"expected {self.expected or 'nobody'}"
+        return self.removed, noticed, "held" if self.good else f"FAILED: {why}"
 
 
 async def run(mutant: Mutant | None, workload: Workload, directory: Path, seed: int = 1) -> Row:
     """Runs a workload on a mutant, or on the product as it is."""
     began = time.monotonic()
     environment = built(mutant, directory / "package")
-    found = await workload(directory, environment, seed)
+    found: list[Violation] = []
+    broken = ""
+    try:
+        found = await workload(directory, environment, seed)
+    except Broken as error:
+        # No checker has seen it: the run is told as what it is.
+        broken = str(error)
     letters = {violation.checker for violation in found}
     caught_by = "".join(letter for letter in "CAUELH" if letter in letters)
-    name, expected, alone = (mutant.name, mutant.caught_by, mutant.alone) if mutant else (workload.__name__, "", True)
-    return Row(name, expected, caught_by, time.monotonic() - began, alone)
+    took = time.monotonic() - began
+    if mutant is None:
+        return Row(
+            workload.__name__, f"nothing, in the workload {workload.__name__}", "", caught_by, took, True, broken
+        )
+    return Row(mutant.name, mutant.removed, mutant.caught_by, caught_by, took, mutant.alone, broken)
 
 
 def run_all(
@@ -317,5 +340,6 @@ def run_all(
             run(mutant, workload, directory / (mutant.name if mutant else f"plain-{workload.__name__}"), seed)
         )
         rows.append(row)
-        say(f"{row.name:28} expected {row.expected or '-':3} caught by {row.caught_by or '-':6} {row.seconds:5.1f} s")
+        judged = f"expected {row.expected or '-':3} caught by {row.caught_by or '-':6}"
+        say(f"{row.name:28} {judged} {row.seconds:5.1f} s {row.broken}")
     return rows

@@ -58,6 +58,15 @@ def test_a_ledger_that_lies_convinces_nobody() -> None:
     assert decide(operations, lies).decision is Decision.NOT_LINEARIZABLE
 
 
+def test_a_key_is_not_refused_for_what_its_own_ticket_holds() -> None:
+    final = final_of({"a": (("general", 2),)}, {"general": 3})
+    unknown = Operation(1, "b1", Call.RESERVE, "gig", 0, lines=(("general", 2),), key="k")
+    held = {"sku": "general", "available": 1}
+    refused = replace(unknown, begun=5, ended=9, status=409, code="all_held", answer=held)
+    assert decide([unknown, replace(refused, key="another")], final).decision is Decision.LINEARIZABLE
+    assert decide([unknown, refused], final).decision is Decision.NOT_LINEARIZABLE
+
+
 def test_beyond_the_bound_it_is_undecided() -> None:
     operations, final = history(3)
     verdict = decide(operations, final, Clock.of(operations), states_max=10)

@@ -6,9 +6,9 @@ _real = Server.call
 _calls = 0
 
 
-async def _call(self, *command):
+async def _call(self, *command, **more):
     global _calls
-    reply = await _real(self, *command)
+    reply = await _real(self, *command, **more)
     if command[0] == "EVALSHA":
         _calls += 1
         if _calls % 5 == 0:
