@@ -114,6 +114,7 @@ class Server:
     connects: connections that were made so far. Whoever has asked the server for a setting asks again when there is one
         more.
     riding: bytes that wait for the next exchange.
+    version: of the server that was met last. is_valkey: whether that is Valkey's own, and not the one of Redis.
     """
 
     def __init__(self, url: str, pool: redis_asyncio.ConnectionPool | None = None) -> None:
@@ -126,6 +127,8 @@ class Server:
         self.connects = 0
         self.riding = 0
         self.version = ""
+        self.is_valkey = False
+        self._fake = pool is not None
         self._run_id: str | None = None
         self._free: list[Any] = []
         self._busy: set[Any] = set()
@@ -155,6 +158,7 @@ class Server:
         await connection.send_command("INFO", "server")
         fields = info_fields(await connection.read_response())
         run_id = fields.get("run_id", "")
+        self.is_valkey = "valkey_version" in fields
         self.version = fields.get("valkey_version") or fields.get("redis_version", "")
         if self._run_id is None:
             self._run_id = run_id
@@ -311,6 +315,8 @@ class Server:
         ConfigurationError: `maxmemory-policy` is something else than `noeviction`, or is not told: a connection asks
             with INFO for the server's process anyway, so that it costs nobody anything to allow it.
         """
+        if self._fake:
+            return
         try:
             info = await self.info("memory")
         except ResponseError as error:

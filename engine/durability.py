@@ -49,7 +49,9 @@ REPLICAS_SEEN_S = 1.0
 #: Seconds between two looks for a store that was away: each may take until the store's own time-outs are over.
 STORE_LOOK_S = 1.0
 
-#: The first version with WAITAOF. An older one is believed when it says that every write is on disk before its reply.
+#: The first version of Redis with WAITAOF. An older one is believed when it says that every write is on disk before its
+#: reply, and so is Valkey: 8.0.1 and 9.1.2 answer WAITAOF within a tenth of a second, whether they have synced by then or
+#: not, where Redis 8.0.2 answers after each fdatasync (seen with strace at `appendfsync everysec`).
 WAITAOF_SINCE = (7, 2)
 
 
@@ -128,17 +130,17 @@ class Assurance:
         appendonly, appendfsync, pauses = (_setting(reply) for reply in replies)
         if appendonly == "no":
             return "Redis writes no append-only file; set appendonly yes"
-        version = tuple(int(part) for part in self._server.version.split(".")[:2] if part.isdecimal())
-        self._always = version < WAITAOF_SINCE
-        if appendfsync == "no":
-            return "Redis leaves it to the system when its append-only file reaches the disk; set appendfsync everysec"
+        self._always = not can_wait(self._server)
         if self._always and appendfsync != "always":
             return (
-                f"Redis {self._server.version} can only give it with appendfsync always, and has "
-                f"{appendfsync or 'not told (CONFIG GET is not allowed)'}; set that, or use Redis 7.2 or newer"
+                f"{'Valkey' if self._server.is_valkey else 'Redis'} {self._server.version} can only give it with "
+                f"appendfsync always, and has {appendfsync or 'not told (CONFIG GET is not allowed)'}; "
+                "set that, or use Redis 7.2 or newer"
             )
         if self._always and pauses != "no":
             return "Redis stops to sync while it rewrites its append-only file; set no-appendfsync-on-rewrite no"
+        if appendfsync == "no":
+            return "Redis leaves it to the system when its append-only file reaches the disk; set appendfsync everysec"
         return None
 
     async def _no_replica(self) -> str | None:
@@ -216,6 +218,12 @@ class Assurance:
 
     async def _waited(self, group: Sequence[Assured], *command: Any) -> Any:
         return await self._scripts.wait(group[0].slot.keys, (*command, WAIT_MS))
+
+
+def can_wait(server: Server) -> bool:
+    """Whether the server has a WAITAOF that is worth something."""
+    version = tuple(int(part) for part in server.version.split(".")[:2] if part.isdecimal())
+    return not server.is_valkey and version >= WAITAOF_SINCE
 
 
 @dataclass(frozen=True, slots=True)

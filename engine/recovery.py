@@ -189,6 +189,10 @@ class _Tally:
                 self.counts[item - 1][1 if status is Status.RESERVED else 2] += quantity * tickets
 
 
+class _Overtaken(Exception):
+    """The store has a newer epoch than the one that was just opened in Redis."""
+
+
 class Recovery:
     """Rebuilds slots.
 
@@ -239,6 +243,8 @@ class Recovery:
                 # A snapshot that had read before the fence, or a recovery that lost it to us, wrote to the store.
                 await self._still_ours(keys, token)
                 continue
+            except _Overtaken:
+                return await self.recover(await self._again(sale.id), accept_oversold=accept_oversold)
             log.info("recovered %s", report)
             return report
         raise CursorMoved(sale.id)
@@ -301,6 +307,9 @@ class Recovery:
             await self._scripts.fence(keys, OVERSOLD + " ".join(oversold))
         else:
             await self._open(sale, keys, token, definition, append.cursor, tally)
+            if (await self._again(slot)).cursor.epoch > append.cursor.epoch:
+                # A recovery that had lost its fence to us raised the epoch after we had read it: Redis is behind again.
+                raise _Overtaken
         return report
 
     async def _open(

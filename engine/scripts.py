@@ -269,7 +269,8 @@ class Scripts:
         touch = ("EVALSHA", self._shas["touch"], 1, keys.sale, "-")
         touched, waited = await self._server.pipeline([touch, command])
         if isinstance(touched, NoScriptError):
-            await self._server.call("SCRIPT", "LOAD", self._texts["touch"])
+            # As in `_run`.
+            touch = ("EVAL", self._texts["touch"], 1, keys.sale, "-")
             touched, waited = await self._server.pipeline([touch, command])
         for reply in (touched, waited):
             if isinstance(reply, ResponseError):

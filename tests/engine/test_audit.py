@@ -231,7 +231,7 @@ async def test_it_never_raises_a_false_alarm(
         await amending
         assert sum(await asyncio.gather(*crowds)) > 500
         assert audits > 5
-        assert len(positions) > audits // 2
+        assert len(positions) > 5
         assert (await auditor.audit(tickets=True)).clean
         # Tickets have left Redis, and the ledger was trimmed there: all of it was put to the test.
         assert await engine._server.call("HGET", KEYS.sale, "dropped") == b"1"

@@ -118,8 +118,36 @@ async def test_the_engine_has_a_level_for_payments_that_ask_for_none(
 # -- fsync ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["embedded", "installed"])
-async def test_an_old_server_gives_fsync_only_when_it_syncs_every_write(
+@pytest.fixture
+def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Valkey's WAITAOF is taken for that of Redis, which is not here. What it says is not true, but it can be asked."""
+    monkeypatch.setattr(durability_module, "can_wait", lambda server: True)
+
+
+async def test_only_redis_from_7_2_on_is_asked_to_wait(start: Start, tmp_path: Path) -> None:
+    async with connect(start("valkey", *EVERYSEC), tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=1)
+        with pytest.raises(
+            DurabilityUnavailable, match=r"Valkey \d+\.\d+\.\d+ can only give it with appendfsync always"
+        ):
+            await bought(engine, Durability.FSYNC)
+        server = engine._server
+        assert server.is_valkey
+        server.is_valkey = False
+        for version, can in (("6.2.14", False), ("7.0.15", False), ("7.2.0", True), ("8.0.2", True), ("10.0", True)):
+            server.version = version
+            assert durability_module.can_wait(server) == can
+
+
+async def test_with_no_sync_at_all_there_is_nothing_to_wait_for(start: Start, tmp_path: Path, believed: None) -> None:
+    async with connect(start("valkey", "--appendonly", "yes", "--appendfsync", "no"), tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=1)
+        with pytest.raises(DurabilityUnavailable, match="set appendfsync everysec"):
+            await bought(engine, Durability.FSYNC)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "installed", "valkey"])
+async def test_without_waitaof_fsync_needs_a_server_that_syncs_every_write(
     start: Start, tmp_path: Path, kind: str
 ) -> None:
     server = start(kind, *ALWAYS)
@@ -169,7 +197,7 @@ async def test_a_server_that_comes_back_with_other_settings_does_not_give_fsync(
     ("options", "why"),
     [
         ((), "writes no append-only file; set appendonly yes"),
-        (("--appendonly", "yes", "--appendfsync", "no"), "set appendfsync everysec"),
+        (("--appendonly", "yes", "--appendfsync", "no"), "with appendfsync always, and has no"),
     ],
 )
 @pytest.mark.parametrize("kind", ["installed", "valkey"])
@@ -193,26 +221,29 @@ async def test_fsync_needs_an_append_only_file_that_is_synced(
 
 @pytest.mark.parametrize("appendfsync", ["always", "everysec"])
 async def test_waitaof_proves_that_it_is_on_disk(
-    start: Start, tmp_path: Path, commands: list[list[str]], appendfsync: str
+    start: Start, tmp_path: Path, commands: list[list[str]], appendfsync: str, believed: None
 ) -> None:
     server = start("valkey", "--appendonly", "yes", "--appendfsync", appendfsync)
     async with connect(server, tmp_path) as engine:
         await engine.create_sale("gig", name="Gig", capacity=100)
         ticket = await bought(engine, Durability.FSYNC, key="k")
         assert (ticket.durability, ticket.pending) == (Durability.FSYNC, None)
-        assert commands.count(["EVALSHA", "WAITAOF"]) == 2  # the first time the server had not the script
+        # The first time the server had not the script.
+        assert [words for words in commands if "WAITAOF" in words] == [["EVALSHA", "WAITAOF"], ["EVAL", "WAITAOF"]]
         await engine.confirm(ticket.id, buyer="ann", key="k", durability=Durability.FSYNC)
-        assert commands.count(["EVALSHA", "WAITAOF"]) == 3
+        assert commands.count(["EVALSHA", "WAITAOF"]) == 2
 
 
-async def test_many_payments_share_a_wait(start: Start, tmp_path: Path, commands: list[list[str]]) -> None:
+async def test_many_payments_share_a_wait(
+    start: Start, tmp_path: Path, commands: list[list[str]], believed: None
+) -> None:
     server = start("valkey", *EVERYSEC)
     async with connect(server, tmp_path) as engine:
         await engine.create_sale("gig", name="Gig", capacity=400)
         tickets = await asyncio.gather(*(bought(engine, Durability.FSYNC, f"b{at}") for at in range(400)))
         assert {ticket.durability for ticket in tickets} == {Durability.FSYNC}
     # Each waits for a look at the disk, once a second: one for each payment would take minutes.
-    assert commands.count(["EVALSHA", "WAITAOF"]) <= 6
+    assert len([words for words in commands if "WAITAOF" in words]) <= 6
 
 
 async def test_a_repeat_that_changes_nothing_waits_for_the_first_one(start: Start, tmp_path: Path) -> None:

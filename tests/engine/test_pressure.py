@@ -242,6 +242,7 @@ async def test_full_memory_does_not_stop_what_makes_room(redis_server: Any, tmp_
             while not await engine._retention.run():
                 await asyncio.sleep(0.05)
             client.config_set("maxmemory", "0")
+        await engine._memory.run()
         assert (await engine.reserve("gig", buyer="ann", quantity=1, key="k")).status is Status.CANCELLED
 
 
