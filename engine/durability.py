@@ -43,6 +43,10 @@ LOOK_S = 0.5
 #: Seconds between two tries of a level that was not reached.
 AGAIN_S = 0.05
 
+#: Rounds in which the server is asked again because a connection was made meanwhile, which asking may need. After
+#: them a payment goes on, and is not believed to be safe before the server was asked once more.
+ASK_ROUNDS = 3
+
 #: Seconds for which replicas that were seen are believed to be there. Seeing again costs a round trip, nothing more.
 REPLICAS_SEEN_S = 1.0
 
@@ -50,8 +54,8 @@ REPLICAS_SEEN_S = 1.0
 STORE_LOOK_S = 1.0
 
 #: The first version of Redis with WAITAOF. An older one is believed when it says that every write is on disk before its
-#: reply, and so is Valkey: 8.0.1 and 9.1.2 answer WAITAOF within a tenth of a second, whether they have synced by then or
-#: not, where Redis 8.0.2 answers after each fdatasync (seen with strace at `appendfsync everysec`).
+#: reply, and so is Valkey: 8.0.1 and 9.1.2 answer WAITAOF within a tenth of a second, whether they have synced by then
+#: or not, where Redis 8.0.2 answers after each fdatasync (seen with strace at `appendfsync everysec`).
 WAITAOF_SINCE = (7, 2)
 
 
@@ -112,16 +116,19 @@ class Assurance:
         if level is Durability.STORED:
             await self._find_store()
             return
-        connects, seen = self._server.connects, asyncio.get_running_loop().time()
-        try:
-            why_not = await (self._no_fsync() if level is Durability.FSYNC else self._no_replica())
-        except (NotSent, NoReply) as error:
-            raise NotReady(str(error)) from error
-        if why_not:
-            self._available.pop(level, None)
-            raise DurabilityUnavailable(level, why_not)
-        # What was asked may have needed a connection itself.
-        self._available[level] = max(connects, self._server.connects), seen
+        for _ in range(ASK_ROUNDS):
+            connects, seen = self._server.connects, asyncio.get_running_loop().time()
+            try:
+                why_not = await (self._no_fsync() if level is Durability.FSYNC else self._no_replica())
+            except (NotSent, NoReply) as error:
+                raise NotReady(str(error)) from error
+            if why_not:
+                self._available.pop(level, None)
+                raise DurabilityUnavailable(level, why_not)
+            # What was told holds for the connections that there were when it was asked, and not for one made since.
+            self._available[level] = connects, seen
+            if connects == self._server.connects:
+                return
 
     async def _no_fsync(self) -> str | None:
         """Why payments cannot be on disk before they are acknowledged; None when they can."""
