@@ -31,6 +31,7 @@ class Mutant:
     ----------
     removed: what, in words. file: where, from the root. text: stands there once. replacement: stands there instead.
     caught_by: the checker that has to notice. alone: and no other does. workload: shows it in a few seconds.
+    also: text and replacement of a second guard in the same file, which would hold alone.
     """
 
     name: str
@@ -41,6 +42,11 @@ class Mutant:
     caught_by: str
     workload: Workload
     alone: bool = False
+    also: tuple[str, str] | None = None
+
+    @property
+    def edits(self) -> tuple[tuple[str, str], ...]:
+        return ((self.text, self.replacement), *([self.also] if self.also else ()))
 
 
 MUTANTS = (
@@ -191,6 +197,31 @@ MUTANTS = (
         workloads.crowd,
     ),
     Mutant(
+        "copied-by-two",
+        "the cursor is compared before it is moved, and the key of the ledger is unique",
+        "engine/store/sqlite.py",
+        '        "UPDATE slots SET epoch = ?, sequence = ? WHERE slot = ? AND epoch = ? AND sequence = ?",\n'
+        "        (last.epoch, last.sequence, copied.slot, copied.after.epoch, copied.after.sequence),\n",
+        '        "UPDATE slots SET epoch = ?, sequence = ? WHERE slot = ?",\n'
+        "        (last.epoch, last.sequence, copied.slot),\n",
+        "E",
+        workloads.two_who_copy,
+        also=(
+            "    PRIMARY KEY (slot, sequence)\n) WITHOUT ROWID;",
+            "    CHECK (1)\n);\nCREATE INDEX ledger_by_sequence ON ledger (slot, sequence);",
+        ),
+    ),
+    Mutant(
+        "fsync-too-early",
+        "a server that syncs once a second is not taken for one that syncs every write",
+        "engine/durability.py",
+        '        if self._always and appendfsync != "always":',
+        "        if False:",
+        "A",
+        workloads.power_lost,
+        alone=True,
+    ),
+    Mutant(
         "cancellations-not-folded",
         "the store's tickets follow its ledger",
         "engine/store/projection.py",
@@ -263,11 +294,13 @@ def built(mutant: Mutant | None, directory: Path) -> dict[str, str]:
     if mutant is not None:
         path = package / mutant.file
         source = path.read_text()
-        if source.count(mutant.text) != 1:
-            raise ValueError(
-                f"{mutant.name}: the text to replace stands {source.count(mutant.text)} times in {mutant.file}"
-            )
-        path.write_text(source.replace(mutant.text, mutant.replacement))
+        for text, replacement in mutant.edits:
+            if source.count(text) != 1:
+                raise ValueError(
+                    f"{mutant.name}: the text to replace stands {source.count(text)} times in {mutant.file}"
+                )
+            source = source.replace(text, replacement)
+        path.write_text(source)
     return {"PYTHONPATH": str(directory)}
 
 

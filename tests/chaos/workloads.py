@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkers
+from . import checkers, power
 from .clients import Ask, Client, Habits, History, Load, SaleSpec
 from .deployment import Deployment
 from .history import Call, Operation, Outcome, Violation
@@ -65,12 +65,24 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(
-    directory: Path, environment: Mapping[str, str], seed: int, *sales: SaleSpec, snapshot_ms: int = SNAPSHOT_MS
+    directory: Path,
+    environment: Mapping[str, str],
+    seed: int,
+    *sales: SaleSpec,
+    snapshot_ms: int = SNAPSHOT_MS,
+    workers: int = 1,
+    with_power: bool = False,
 ) -> AsyncIterator[Stage]:
-    """A product on a Redis and a store of its own."""
+    """A product on a Redis and a store of its own.
+
+    Parameters
+    ----------
+    with_power: the power of Redis can be cut.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     more = ("--snapshot-ms", str(snapshot_ms))
-    async with Deployment(directory, Redis(directory), sales=sales, env=environment, more=more) as product:
+    redis = Redis(directory, env=power.environment(directory) if with_power else {})
+    async with Deployment(directory, redis, sales=sales, env=environment, workers=workers, more=more) as product:
         on_it = Stage(product, seed)
         await on_it.look()
         yield on_it
@@ -171,6 +183,36 @@ async def redis_lost(directory: Path, environment: Mapping[str, str], seed: int)
         await on_it.product.ready()
         await on_it.product.recover("gig")
         return await on_it.judged(lambda operation: operation.level == "stored")
+
+
+async def power_lost(directory: Path, environment: Mapping[str, str], seed: int) -> list[Violation]:
+    """Payments that are to be on the disk of a Redis that syncs once a second, and a power failure."""
+    sale = SaleSpec("gig", {"general": 500}, 2000)
+    async with stage(directory, environment, seed, sale, snapshot_ms=600_000, with_power=True) as on_it:
+
+        async def buy(client: Client) -> None:
+            for _ in range(3):
+                await pay(client, await reserve(client, "gig"), durability="fsync")
+
+        await asyncio.gather(*(buy(on_it.client()) for _ in range(8)))
+        redis = on_it.product.redis
+        redis.kill()
+        power.cut(redis)
+        await redis.start()
+        await on_it.product.ready()
+        found = await on_it.judged(lambda operation: operation.level == "fsync")
+        # The reservations of the last second are gone, as they may be, which no order of what happened explains.
+        return [violation for violation in found if violation.checker == "A"]
+
+
+async def two_who_copy(directory: Path, environment: Mapping[str, str], seed: int) -> list[Violation]:
+    """Two workers who both copy the ledger, for payments that are to be stored."""
+    sale = SaleSpec("gig", {"general": 100_000}, 1500)
+    async with stage(directory, environment, seed, sale, snapshot_ms=20, workers=2) as on_it:
+        load = crowd_of(on_it, 16, levels=("stored",), think_s=0.002)
+        await load.more(400)
+        await load.stop()
+        return await on_it.judged()
 
 
 async def redis_rolled_back(directory: Path, environment: Mapping[str, str], seed: int) -> list[Violation]:
