@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import redis.asyncio as aioredis
 
 from holdfast.engine.records import Record
@@ -215,8 +216,7 @@ class Deployment:
         if self.store.startswith("sqlite"):
             with contextlib.closing(sqlite3.connect(self.store.removeprefix("sqlite:///"), timeout=10)) as db:
                 return db.execute(sql, values).fetchall()
-        asyncpg = __import__("asyncpg")
-        connection = await asyncpg.connect(self.store)
+        connection = await asyncpg.connect(self.store, timeout=10, command_timeout=20)
         try:
             return [tuple(row) for row in await connection.fetch(sql.replace(":slot", "$1"), *values.values())]
         finally:

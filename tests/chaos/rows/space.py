@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 from typing import Any
+
+import postgresql
 
 from ..clients import Habits
 from ..deployment import Deployment
 from ..disks import SmallDisk
 from ..plan import Case, Run, now
-from ..servers import Broken, Redis, until
+from ..servers import Broken, Redis, Skipped, until
 
 #: What clients may hear while nothing can be sold.
 CLEAR = {"not_ready", "overloaded", "outcome_unknown"}
@@ -164,9 +167,61 @@ async def store_locked(run: Run) -> None:
         refused_clearly(run)
 
 
+async def _postgres_away(run: Run, killed: bool) -> None:
+    """PostgreSQL is frozen, longer than the product waits for it, or all of it is killed and started again."""
+    folder = postgresql.binaries()
+    if folder is None:
+        raise Skipped("no PostgreSQL here: apt-get install postgresql")
+    template = run.directory / "template"
+    postgresql.make_template(folder, template)
+    database = postgresql.Postgres(folder, template)
+    try:
+        redis = Redis(run.directory)
+        async with Deployment(run.directory, redis, store=database.fresh(), workers=2) as product:
+            load = run.clients(product, BOTH)
+            pauses = (2.0,) if run.quick else (2.0, 20.0)
+            run.trials = len(pauses)
+            for seconds in pauses:
+                load.phase("load")
+                await load.more(30)
+                load.phase("fault")
+                selling = load.history.purchases()
+                if killed:
+                    database.kill()
+                else:
+                    database.signal(signal.SIGSTOP)
+                await asyncio.sleep(seconds)
+                sold = load.history.purchases() - selling
+                if killed:
+                    await asyncio.to_thread(database.start)
+                else:
+                    database.signal(signal.SIGCONT)
+                back = now()
+                if not sold:
+                    raise Broken(f"nothing was sold in the {seconds} s in which PostgreSQL was away")
+                run.remarks.append(f"{sold} purchases in {seconds:.0f} s without the store")
+                await run.healed(back)
+            await run.over(product)
+            refused_clearly(run)
+    finally:
+        database.stop()
+
+
+async def postgres_frozen(run: Run) -> None:
+    """SIGSTOP of every process of PostgreSQL."""
+    await _postgres_away(run, killed=False)
+
+
+async def postgres_killed(run: Run) -> None:
+    """kill -9 of every process of PostgreSQL, and a new start."""
+    await _postgres_away(run, killed=True)
+
+
 CASES = (
     Case(8, "disk full under Redis", "tmpfs", redis_disk_full),
     Case(9, "disk full under the store", "tmpfs", store_disk_full),
     Case(10, "maxmemory", "CONFIG SET", memory_full),
     Case(12, "slow or absent store", "SQLite locked", store_locked),
+    Case(12, "slow or absent store", "PostgreSQL frozen", postgres_frozen, quick=0),
+    Case(12, "slow or absent store", "PostgreSQL killed", postgres_killed, quick=0),
 )
