@@ -11,6 +11,7 @@ from ..deployment import Deployment
 from ..plan import ALL, STORED, Case, Run, now
 from ..proxy import Proxy
 from ..servers import Redis, Skipped, until
+from ..wires import Wire
 
 # 5: partition ---------------------------------------------------------------------------------------------------------
 
@@ -58,6 +59,25 @@ async def cut(run: Run) -> None:
             await asyncio.sleep(run.rng.uniform(0, 0.2))
         await run.healed(now())
         await run.over(product)
+
+
+async def wire_cut(run: Run) -> None:
+    """Redis lives in a network of its own, and the interface that leads there goes down, and up again."""
+    with Wire() as wire:
+        redis = Redis(run.directory, host=wire.host, prefix=wire.prefix)
+        async with Deployment(run.directory, redis, workers=2) as product:
+            load = run.clients(product, Habits(levels=("memory", "stored")))
+            cuts = (2.0, 0.3, 7.0)
+            run.trials = len(cuts)
+            for seconds in cuts:
+                load.phase("load")
+                await load.more(30)
+                load.phase("fault")
+                wire.cut()
+                await asyncio.sleep(seconds)
+                wire.mend()
+                await run.healed(now())
+            await run.over(product)
 
 
 # 6: failover ----------------------------------------------------------------------------------------------------------
@@ -132,6 +152,7 @@ async def reshard(run: Run) -> None:
 CASES = (
     Case(5, "partition", "silent both ways", silent),
     Case(5, "partition", "resets", cut, quick=0),
+    Case(5, "partition", "veth down", wire_cut, quick=0),
     Case(6, "failover", "killed, replication cut before", failover_killed,
          survives=STORED | {"replica"}, shows_loss="memory"),
     Case(6, "failover", "graceful", failover_graceful, survives=ALL, quick=0),
