@@ -418,7 +418,7 @@ async def test_a_worker_that_is_killed_costs_its_own_connections_and_nothing_els
         for client in late:
             await client.close()
     status, err = await asyncio.to_thread(server.end, signal.SIGTERM)
-    assert (status, err.count("\n")) == (0, 1)
+    assert (status, err.count("\n")) == (0, 1), err
     assert re.search(r"worker \d \(pid \d+\) has ended without being asked \(SIGKILL\)", err)
     assert set(server.stored("SELECT ticket FROM purchases")) == traffic.paid
 
