@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from holdfast.engine.batcher import tell
 from holdfast.engine.connection import NoReply, NotSent, Server
@@ -142,8 +142,10 @@ class Assurance:
             return (
                 f"{'Valkey' if self._server.is_valkey else 'Redis'} {self._server.version} can only give it with "
                 f"appendfsync always, and has {appendfsync or 'not told (CONFIG GET is not allowed)'}; "
-                "set that, or use Redis 7.2 or newer"
+                "set that (holdfast serve --durability fsync does for a Redis of its own), or use Redis 7.2 or newer"
             )
+        if not self._always and (refusal := await self._refused("WAITAOF", 0, 0, 0)):
+            return refusal
         if self._always and pauses != "no":
             return "Redis stops to sync while it rewrites its append-only file; set no-appendfsync-on-rewrite no"
         if appendfsync == "no":
@@ -156,6 +158,14 @@ class Assurance:
         online = sum("state=online" in value for value in replication.values())
         if online < self._replicas:
             return f"{online} replicas are connected to Redis, and {self._replicas} must have a payment"
+        return await self._refused("WAIT", 0, 1)
+
+    async def _refused(self, *command: Any) -> str | None:
+        """Why Redis does not take this command, which waits for nothing; None when it does."""
+        try:
+            await self._server.call(*command)
+        except ResponseError as error:
+            return f"Redis does not allow {command[0]} ({error})"
         return None
 
     # -- waiting ---------------------------------------------------------------------------------------------------

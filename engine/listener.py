@@ -53,12 +53,13 @@ class Listener:
             if not self._said:
                 self._said = True
                 log.warning(
-                    "Redis does not allow CONFIG (%s): running without notifications, the sweeper alone expires", error
+                    "Redis does not allow CONFIG (%s): set notify-keyspace-events Ex in its configuration; "
+                    "without notifications the sweeper alone expires",
+                    error,
                 )
             return False
-        except (NotSent, NoReply) as error:
-            log.info("notifications could not be switched on: %s", error)
-            return False
+        except (NotSent, NoReply):
+            return False  # the subscription will not be had either, which is said there
 
     async def run(self) -> None:
         """Listens until cancelled; subscribes again whenever the connection is lost."""
@@ -66,7 +67,9 @@ class Listener:
             try:
                 await self._listen()
             except (RedisError, OSError) as error:
-                log.info("the subscription was lost (%s); it is tried again", type(error).__name__)
+                # Once for each that was had, and not for each try.
+                if self.subscribed.is_set():
+                    log.info("the subscription was lost (%s); it is tried again", type(error).__name__)
             finally:
                 self.subscribed.clear()
             await asyncio.sleep(RETRY_S)

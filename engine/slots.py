@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -16,6 +17,8 @@ from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.store import Cursor, Store, StoredSale, StoreError
 from holdfast.engine.transitions import Transitions
 from holdfast.engine.values import Line
+
+log = logging.getLogger("holdfast.slots")
 
 T = TypeVar("T")
 
@@ -73,6 +76,8 @@ class Slot:
         self.generation = generation
         self.definition = definition
         self.position = Cursor(0, 0)
+        #: The generation of the server of which it was logged that it has lost something of this slot.
+        self.told_lost = 0
         self._slots = slots
         self.time = asyncio.get_running_loop().time
         transitions = slots.transitions
@@ -325,6 +330,13 @@ class Slots:
         if outcome is Outcome.MISSING and await self.registered(slot.name) is None:
             self._known.pop(slot.name, None)
             return UnknownSale(slot.name)
+        if slot.told_lost != slot.generation:
+            slot.told_lost = slot.generation
+            log.critical(
+                "ALARM Redis knows less of '%s' than the store (%s): nothing of it is sold until `holdfast recover`",
+                slot.name,
+                outcome,
+            )
         return NotReady(
             f"Redis knows less of '{slot.name}' than the store ({outcome}); it is not sold until it has been recovered",
             retry_after_ms=5000,

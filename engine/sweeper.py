@@ -35,6 +35,7 @@ class Sweeper:
         self._slots = slots
         self._names: set[str] = set()
         self._discovered = -DISCOVER_S
+        self._blind = False
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -87,8 +88,11 @@ class Sweeper:
         try:
             progress = await self._store.cursors()
         except StoreError as error:
-            log.warning("sales of other processes cannot be looked up: %s", error)
+            if not self._blind:
+                log.warning("sales of other processes cannot be looked up: %s", error)
+            self._blind = True
             return
+        self._blind = False
         self._names = set(progress)
         for name, copied in progress.items():
             self._slots.raise_floor(name, copied.cursor)
