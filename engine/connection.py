@@ -278,6 +278,10 @@ class Server:
             # A cancelled caller must not leave its reply for the next one.
             await self._discard(connection)
             raise
+        if connection.generation != self.generation:
+            # Whoever answered is not the server any more: what it has done, nobody will know of.
+            await self._discard(connection)
+            raise NoReply("Redis was replaced while the command was under way")
         for answer in answers:
             if isinstance(answer, (BusyLoadingError, ReadOnlyError)):
                 await connection.disconnect(nowait=True)

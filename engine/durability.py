@@ -80,6 +80,7 @@ class Assurance:
         self._always = False
         self._failing: set[Durability] = set()
         self._looked_for_store = -STORE_LOOK_S
+        self._look: asyncio.Task[None] | None = None
 
     # -- what can be had -------------------------------------------------------------------------------------------
 
@@ -94,24 +95,34 @@ class Assurance:
         return connects == self._server.connects and fresh
 
     async def _find_store(self) -> None:
-        """Looks whether the store is back, one caller at a time; the others hear that it is not."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._looked_for_store + STORE_LOOK_S:
-            self._looked_for_store = now
-            with contextlib.suppress(StoreError, NotSent, NoReply):
-                await self._snapshot.run()
+        """Looks whether the store is back; whoever comes while somebody looks hears that it is not."""
+        if self._look is None and asyncio.get_running_loop().time() >= self._looked_for_store + STORE_LOOK_S:
+            self._look = asyncio.create_task(self._look_for_store())
+            await asyncio.wait({self._look}, timeout=REACH_S)
         if self._snapshot.away is not None:
             raise NotReady(f"payments are to be stored, and {self._snapshot.away}")
 
-    async def require(self, level: Durability) -> None:
+    async def _look_for_store(self) -> None:
+        try:
+            with contextlib.suppress(StoreError, NotSent, NoReply, RedisError):
+                await self._snapshot.run()
+        finally:
+            self._look = None
+            self._looked_for_store = asyncio.get_running_loop().time()
+
+    async def require(self, level: Durability, *, anew: bool = False) -> None:
         """Returns when payments can be had at this level.
+
+        Parameters
+        ----------
+        anew: what was found out before does not count.
 
         Raises
         ------
         DurabilityUnavailable: not in this deployment.
         NotReady: not now, since Redis or the store does not answer.
         """
-        if self.known_available(level):
+        if not anew and self.known_available(level):
             return
         if level is Durability.STORED:
             await self._find_store()
@@ -181,20 +192,26 @@ class Assurance:
         """Returns once no payment waits."""
         while self._tasks:
             await asyncio.wait(self._tasks.values())
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait({self._look})
 
     async def _work(self, level: Durability) -> None:
         pending, loop = self._pending[level], asyncio.get_running_loop()
+        group: list[Assured] = []
         try:
             while pending:
                 group, pending[:] = pending[:], []
                 proving = asyncio.create_task(self._prove(level, group))
                 while not (await asyncio.wait({proving}, timeout=LOOK_S))[0]:
-                    for payment in group:
+                    # Those who came meanwhile as well: a store that is silent may be so for long.
+                    for payment in (*group, *pending):
                         if loop.time() >= payment.give_up:
                             payment.not_reached()
                 proof = proving.result()
                 # Compared last: whatever took the server's place while we waited was noticed on the way.
                 generation, now = self._server.generation, loop.time()
+                again: list[Assured] = []
                 for payment in group:
                     if payment.generation != generation or proof.contradicts(payment):
                         tell(payment.waiter, OutcomeUnknown())
@@ -203,9 +220,16 @@ class Assurance:
                     elif now >= payment.give_up:
                         payment.not_reached()
                     elif not payment.done():
-                        pending.append(payment)
-                if pending and not proof.holds:
+                        again.append(payment)
+                pending += again
+                if again:
                     await asyncio.sleep(AGAIN_S)
+        except Exception:
+            # A defect: said in full, and nobody waits for ever because of it.
+            log.exception("payments at '%s' cannot be told of", level)
+            for payment in (*group, *pending):
+                tell(payment.waiter, OutcomeUnknown())
+            pending.clear()
         finally:
             del self._tasks[level]
 
@@ -218,7 +242,8 @@ class Assurance:
                 proof = Proof(await self._waited(group, "WAIT", self._replicas) >= self._replicas)
             else:
                 # Asked again when a connection was made since: the server may have been started anew, set otherwise.
-                await self.require(level)
+                # One that is believed is asked each time, where another would be waited for.
+                await self.require(level, anew=self._always)
                 proof = Proof(self._always or (await self._waited(group, "WAITAOF", 1, 0))[0] >= 1)
         except (NotSent, NoReply, StoreError, RedisError, HoldfastError) as error:
             if level not in self._failing:
@@ -259,12 +284,14 @@ class Proof:
         """Whether the payment is as durable as was asked."""
         if self.cursors is None:
             return self.holds
-        cursor, position = self.cursors[payment.slot.name], payment.position
+        cursor, position = self.cursors.get(payment.slot.name, Cursor(0, 0)), payment.position
         return cursor.epoch == position.epoch and cursor.sequence >= position.sequence
 
     def contradicts(self, payment: Assured) -> bool:
         """Whether the sale was recovered since the payment, which may have been lost by then."""
-        return self.cursors is not None and self.cursors[payment.slot.name].epoch > payment.position.epoch
+        if self.cursors is None:
+            return False
+        return self.cursors.get(payment.slot.name, Cursor(0, 0)).epoch > payment.position.epoch
 
 
 def _setting(reply: Any) -> str | None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.feed import Gap, read_redis
@@ -174,6 +174,7 @@ class Snapshot:
         cursors = {name: progress.cursor for name, progress in (await self._store.cursors()).items()}
         for name, cursor in cursors.items():
             self.seen(name, cursor.epoch)
+            self._slots.raise_floor(name, cursor)
         return cursors
 
     def seen(self, slot: str, epoch: int) -> None:
@@ -205,7 +206,11 @@ class Snapshot:
         for name, head in zip(names, heads, strict=True):
             # Absent or fenced: readiness says so, and recovery copies what there is.
             if not isinstance(head, Exception) and not head[0] and head[1]:
-                end = Cursor(int(head[1]), int(head[2]))
+                try:
+                    end = Cursor(int(head[1]), int(head[2]))
+                except (ValueError, TypeError):
+                    self._alarm(f"{name}: Redis does not tell where it stands; run `holdfast recover`")
+                    continue
                 if _before(cursors[name], end):
                     behind[name] = end
         return behind
@@ -216,11 +221,18 @@ class Snapshot:
             try:
                 entries = await read_redis(self._server, slot_keys(name), cursors[name], ENTRIES_STEP)
             except Gap:
-                del behind[name]
                 where = cursors[name].floor
-                if (await self._cursors())[name] != cursors[name]:
+                there = (await self._cursors())[name]
+                if there != cursors[name]:
+                    cursors[name] = there
                     continue  # somebody copied or recovered it meanwhile: the next turn goes on from there
+                del behind[name]
                 self._alarm(f"{name}: the ledger in Redis does not continue at {where}; run `holdfast recover`")
+                continue
+            except (ResponseError, LookupError, ValueError):
+                # Damaged from outside. The others are copied all the same.
+                del behind[name]
+                self._alarm(f"{name}: its ledger in Redis cannot be read; run `holdfast recover`")
                 continue
             if entries:
                 stretches.append(Copied(name, cursors[name], entries))

@@ -54,6 +54,9 @@ T = TypeVar("T")
 #: out together, those who buy have Redis for a third of the time at least.
 SWEEP_REST = 0.5
 
+#: Seconds for which a reservation waits for the store to tell whether its key was used long ago: a person waits.
+STORE_ANSWER_S = 3.0
+
 #: Flags of an order, see `lua/reserve.lua`: made at random, derived from a key, and perhaps sent before.
 RANDOM, KEYED, AGAIN = "n", "k", "s"
 
@@ -204,7 +207,11 @@ class Transitions:
     ) -> Ticket | None:
         """The ticket of this key when it has left Redis; None when there was none, and the call goes on."""
         # What has left Redis is folded. A sale that is older than the retention time asks for every new key.
-        stored = await _stored(self._store.ticket(slot.name, id, pending=False))
+        try:
+            async with asyncio.timeout(STORE_ANSWER_S):
+                stored = await _stored(self._store.ticket(slot.name, id, pending=False))
+        except TimeoutError:
+            raise NotReady(f"the store has not told within {STORE_ANSWER_S:g} s whether this is a repeat") from None
         if stored is None:
             self._put_again(slot, (id, buyer, AGAIN + order[1:], waiter))
             return None

@@ -45,8 +45,8 @@ PREFERENCE_APPLIED_HEADER = istr("Preference-Applied")
 
 #: One preference of RFC 7240 with its value; its parameters are passed over.
 _PREFERENCE = re.compile(
-    r"""(?:^|,)\s*(?P<name>[\w!#$%&'*+.^`|~-]+)\s*(?:=\s*(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s",;]*)))?"""
-    r"""(?:[^",]|"[^"]*")*"""
+    r"""(?:^|,)\s*(?P<name>[\w!#$%&'*+.^`|~-]+)\s*(?:=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s",;]*)))?"""
+    r"""(?:[^",]|"(?:[^"\\]|\\.)*")*"""
 )
 
 _DURABILITIES = frozenset(Durability)

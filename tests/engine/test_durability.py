@@ -28,10 +28,12 @@ from holdfast.engine import (
     Ticket,
 )
 from holdfast.engine import durability as durability_module
+from holdfast.engine import engine as engine_module
 from holdfast.engine.connection import Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.store import StoreError
 from holdfast.engine.store.sqlite import SqliteStore
+from holdfast.engine.wire import Wire
 
 from ..conftest import RedisProcess, binary_of
 
@@ -415,6 +417,150 @@ async def test_a_connection_to_a_server_that_is_not_the_primary_any_more_is_not_
     old = list(server._free)
     await gig.sale("gig")
     assert not any(connection in server._free for connection in old)
+
+
+async def test_the_reply_of_a_server_that_was_replaced_meanwhile_is_not_believed(
+    gig: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old primary that was only slow: another call has met the new one when its reply comes."""
+    ticket = await gig.reserve("gig", buyer="ann", quantity=1)
+    await bought(gig, None, "warm")  # the server knows the script
+    exchange, late = Wire.exchange, [True]
+
+    async def slow(self: Wire, packed: bytes, replies: int, timeout_s: float) -> list[Any]:
+        answers = await exchange(self, packed, replies, timeout_s)
+        if late and b"ann-pays" in packed:
+            late.clear()
+            gig._server.generation += 1
+        return answers
+
+    monkeypatch.setattr(Wire, "exchange", slow)
+    paid = await gig.confirm(ticket.id, buyer="ann", reference="ann-pays", durability=Durability.STORED)
+    # Sent again, to the server that is there now, which had it already.
+    assert (paid.replayed, paid.durability) == (True, Durability.STORED)
+
+
+async def test_a_process_that_knows_an_old_cursor_finds_the_new_one(
+    gig: Engine, private_redis: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has recovered the sale, or copied and trimmed its ledger, since this one has copied."""
+    await bought(gig, None)
+    async with connect(private_redis, tmp_path) as other:
+        assert (await other.recover(["gig"])).clean
+    prove, proofs = gig._assurance._prove, []
+
+    async def counted(*args: Any) -> Any:
+        proofs.append(await prove(*args))
+        return proofs[-1]
+
+    monkeypatch.setattr(gig._assurance, "_prove", counted)
+    assert (await bought(gig, Durability.STORED)).durability is Durability.STORED
+    assert len(proofs) == 1
+
+
+async def test_who_waits_while_a_proof_hangs_hears_in_time(gig: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durability_module, "REACH_S", 0.1)
+    monkeypatch.setattr(durability_module, "LOOK_S", 0.02)
+    held = [await gig.reserve("gig", buyer="ann", quantity=1) for _ in range(2)]
+    hangs = asyncio.Event()
+
+    async def silent(*_: Any) -> Any:
+        await hangs.wait()
+        return durability_module.Proof(False)
+
+    monkeypatch.setattr(gig._assurance, "_prove", silent)
+    for ticket in held:
+        late = await gig.confirm(ticket.id, buyer="ann", durability=Durability.STORED)
+        assert late.pending is Durability.STORED
+    hangs.set()
+
+
+async def test_a_defect_leaves_nobody_waiting(gig: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> bool:
+        raise KeyError("gig")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durability_module.Proof, "contradicts", broken)
+        with pytest.raises(OutcomeUnknown):
+            await bought(gig, Durability.STORED)
+    assert (await bought(gig, Durability.STORED)).durability is Durability.STORED
+
+
+async def test_one_looks_for_the_store_and_the_others_do_not_wait(gig: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durability_module, "REACH_S", 0.1)
+    looks = 0
+
+    async def silent() -> int:
+        nonlocal looks
+        looks += 1
+        return await asyncio.Future()
+
+    gig._snapshot.away = "the store is silent"
+    monkeypatch.setattr(gig._snapshot, "run", silent)
+    monkeypatch.setattr(gig, "_leads", True)
+    tickets = [await gig.reserve("gig", buyer="ann", quantity=1) for _ in range(3)]
+    for ticket in tickets:
+        with pytest.raises(NotReady, match="the store is silent"):
+            await gig.confirm(ticket.id, buyer="ann", durability=Durability.STORED)
+    assert gig._assurance._look is not None
+    monkeypatch.undo()
+
+
+async def test_a_believed_server_is_asked_for_each_group(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings are changed while it runs, and no connection is made anew."""
+    monkeypatch.setattr(durability_module, "REACH_S", 0.3)
+    server = start("installed", *ALWAYS)
+    async with connect(server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=10)
+        ticket = await engine.reserve("gig", buyer="ann", quantity=1)
+        await engine._assurance.require(Durability.FSYNC)
+        with server.client() as client:
+            client.config_set("appendfsync", "everysec")
+        monkeypatch.setattr(engine._assurance, "known_available", lambda level: True)
+        late = await engine.confirm(ticket.id, buyer="ann", durability=Durability.FSYNC)
+        assert late.pending is Durability.FSYNC
+
+
+@pytest.mark.parametrize("damage", ["another type", "an entry that cannot be read", "no number"])
+async def test_a_damaged_sale_does_not_stop_the_copying_of_others(
+    gig: Engine, private_redis: RedisProcess, damage: str
+) -> None:
+    await gig.create_sale("bad", name="Bad", capacity=5)
+    await gig.snapshot()
+    keys = slot_keys("bad")
+    await gig.reserve("bad", buyer="ann", quantity=1)
+    with private_redis.client() as client:
+        if damage == "another type":
+            client.set(keys.ledger, "x")
+        elif damage == "no number":
+            client.hset(keys.sale, "sequence", "many")
+        else:
+            client.delete(keys.ledger)
+            client.xadd(keys.ledger, {"at": "soon"}, id="1-2")
+    ticket = await bought(gig, None)
+    assert await gig.snapshot() > 0
+    stored = await gig._store.ticket("gig", ticket.id.partition(".")[2])
+    assert stored is not None
+    assert stored.status is Status.PURCHASED
+    assert any(alarm.startswith("bad:") for alarm in gig._snapshot.alarms)
+
+
+async def test_readiness_does_not_wait_for_a_silent_store(gig: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "READY_S", 0.05)
+    await gig.sale("gig")
+
+    async def silent(*_: Any) -> Any:
+        await asyncio.Future()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gig._store, "sales", silent)
+        readiness = await gig.readiness()
+    assert (readiness.ready, readiness.alarms) == (
+        True,
+        ("the store does not answer within 0.05 s; what is sold waits in Redis alone",),
+    )
 
 
 # -- the store is away, memory is short -------------------------------------------------------------------------------

@@ -278,6 +278,7 @@ async def test_closing_ends_everything_even_when_a_step_fails(tmp_path: Path) ->
         raise RuntimeError("a defect")
 
     engine._snapshot.run = fails  # type: ignore[method-assign]
+    engine._leases.drained = fails  # type: ignore[assignment, method-assign]
     with pytest.raises(RuntimeError):
         await engine.close()
     assert not Path(f"/proc/{pid}").exists()

@@ -114,6 +114,7 @@ async def test_what_cannot_be_had_is_refused_and_nothing_is_done(served: Any, en
         (["durability=stored, durability=memory"], Durability.STORED),
         (['a="durability=stored, durability=fsync"'], None),
         (['a="x", durability=fsync'], Durability.FSYNC),
+        (['a="\\", durability=stored"'], None),
         (["handling=lenient;durability=stored"], None),
         (["x-durability=stored"], None),
         ([""], None),
