@@ -326,7 +326,10 @@ class Row:
     def good(self) -> bool:
         if self.broken:
             return False
-        return self.caught_by == self.expected if self.alone else self.expected in self.caught_by
+        if self.alone:
+            return self.caught_by == self.expected
+        # H is asked of what the others let pass: in a short run it may be the one that notices.
+        return self.expected in self.caught_by or (self.caught_by == "H" and self.expected != "")
 
     def cells(self) -> tuple[str, str, str]:
         """As a table shows it: what was removed, who noticed, and whether that is as it should be."""
