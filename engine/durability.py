@@ -284,14 +284,16 @@ class Proof:
         """Whether the payment is as durable as was asked."""
         if self.cursors is None:
             return self.holds
-        cursor, position = self.cursors.get(payment.slot.name, Cursor(0, 0)), payment.position
+        cursor, position = self._cursor(payment), payment.position
         return cursor.epoch == position.epoch and cursor.sequence >= position.sequence
 
     def contradicts(self, payment: Assured) -> bool:
         """Whether the sale was recovered since the payment, which may have been lost by then."""
-        if self.cursors is None:
-            return False
-        return self.cursors.get(payment.slot.name, Cursor(0, 0)).epoch > payment.position.epoch
+        return self._cursor(payment).epoch > payment.position.epoch
+
+    def _cursor(self, payment: Assured) -> Cursor:
+        """How far the store has come in the payment's slot; nowhere in one of which nothing is told."""
+        return (self.cursors or {}).get(payment.slot.name, Cursor(0, 0))
 
 
 def _setting(reply: Any) -> str | None:
