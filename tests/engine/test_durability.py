@@ -486,24 +486,24 @@ async def test_a_defect_leaves_nobody_waiting(gig: Engine, monkeypatch: pytest.M
     assert (await bought(gig, Durability.STORED)).durability is Durability.STORED
 
 
-async def test_one_looks_for_the_store_and_the_others_do_not_wait(gig: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_looks_for_the_store_and_the_others_do_not_wait(
+    private_redis: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(durability_module, "REACH_S", 0.1)
-    looks = 0
 
     async def silent() -> int:
-        nonlocal looks
-        looks += 1
         return await asyncio.Future()
 
-    gig._snapshot.away = "the store is silent"
-    monkeypatch.setattr(gig._snapshot, "run", silent)
-    monkeypatch.setattr(gig, "_leads", True)
-    tickets = [await gig.reserve("gig", buyer="ann", quantity=1) for _ in range(3)]
-    for ticket in tickets:
-        with pytest.raises(NotReady, match="the store is silent"):
-            await gig.confirm(ticket.id, buyer="ann", durability=Durability.STORED)
-    assert gig._assurance._look is not None
-    monkeypatch.undo()
+    # Without snapshots of its own, which would find the store.
+    async with connect(private_redis, tmp_path, snapshot_ms=None) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=10)
+        tickets = [await engine.reserve("gig", buyer="ann", quantity=1) for _ in range(3)]
+        engine._snapshot.away = "the store is silent"
+        monkeypatch.setattr(engine._snapshot, "run", silent)
+        for ticket in tickets:
+            with pytest.raises(NotReady, match="the store is silent"):
+                await engine.confirm(ticket.id, buyer="ann", durability=Durability.STORED)
+        assert engine._assurance._look is not None
 
 
 async def test_a_believed_server_is_asked_for_each_group(
