@@ -56,6 +56,7 @@ from holdfast.engine.slots import Slot, Slots
 from holdfast.engine.snapshot import FOLD_PAUSE_S, Snapshot
 from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
 from holdfast.engine.sweeper import Sweeper
+from holdfast.engine.tail import Tail, transitions
 from holdfast.engine.transitions import APPROVED, DECLINED, KEYED, RANDOM, Assured, Transitions
 from holdfast.engine.values import (
     Durability,
@@ -65,8 +66,10 @@ from holdfast.engine.values import (
     Order,
     Page,
     Payment,
+    Position,
     Readiness,
     Sale,
+    SaleTransition,
     Status,
     Ticket,
 )
@@ -378,8 +381,7 @@ class Engine:
             return await self.sale(id)
         slot = await self._slots.get(id)  # creates what is registered and not yet in Redis
         self._sweeper.wake()
-        known, counts, sequence = await self._slots.counts(slot)
-        return known.sale(counts, sequence, created=True)
+        return replace(await self._slots.sale(slot), created=True)
 
     async def amend_sale(self, sale: str, changes: Mapping[str, object]) -> Sale:
         """Changes a sale while it sells, by JSON merge patch: what is absent stays, None removes a limit or an instant.
@@ -396,10 +398,10 @@ class Engine:
         """
         slot = await self._slots.get(sale)
         for _ in range(AMEND_ROUNDS):
-            known, counts, sequence = await self._slots.counts(slot)
+            current, known = await self._slots.sale(slot), slot.definition
             wanted = checks.amended(known, changes)
             if wanted == known:
-                return known.sale(counts, sequence)
+                return current
             wanted = Definition.from_json(json.dumps(json.loads(wanted.json()) | {"version": known.version + 1}))
             await self._stored(self._store.begin_amendment(wanted))
             outcome, item, in_use = await self._slots.run(slot, self._amend(slot, known.version, wanted))
@@ -429,9 +431,7 @@ class Engine:
         ------
         UnknownSale, NotReady.
         """
-        slot = await self._slots.get(sale)
-        definition, counts, sequence = await self._slots.counts(slot)
-        return definition.sale(counts, sequence)
+        return await self._slots.sale(await self._slots.get(sale))
 
     async def sales(self, *, limit: int = 100, cursor: str | None = None) -> Page[Sale]:
         """Sales in the order of their ids.
@@ -452,7 +452,7 @@ class Engine:
             return await self.sale(stored.id)
         except NotReady:
             none = " ".join("0 0 0" for _ in stored.known.items)
-            return replace(stored.known.sale(none, stored.cursor.sequence), ready=False)
+            return replace(stored.known.sale(none, 0, stored.cursor.sequence), ready=False)
 
     # -- tickets ---------------------------------------------------------------------------------------------------
 
@@ -483,7 +483,7 @@ class Engine:
             slot.reserves.put(self._order(slot, waiter, self._who(buyer), quantity, lines, key))
         except checks.UnknownSku:
             # Another process may have added an item a moment ago: read the sale once more before saying so.
-            await self._slots.counts(slot)
+            await self._slots.sale(slot)
             slot.reserves.put(self._order(slot, waiter, self._who(buyer), quantity, lines, key))
         return await waiter
 
@@ -542,7 +542,7 @@ class Engine:
             try:
                 calls, waiters = self._calls(entries, call)
             except checks.UnknownSku:
-                await self._slots.counts(slot)
+                await self._slots.sale(slot)
                 calls, waiters = self._calls(entries, call)
         except NotReady as error:
             return [error] * len(entries)
@@ -997,6 +997,42 @@ class Engine:
         from_start: begin with the oldest there is, where nothing is remembered.
         """
         return expirations(self._server, self._store, self._background, sale, name, from_start)
+
+    async def tail(self, sale: str, *, after: tuple[int, int] | None = None) -> Tail:
+        """A reader of the sale's ledger, for who wants to look when it suits; `transitions` looks by itself.
+
+        Parameters
+        ----------
+        after: epoch and sequence to go on from; (0, 0) is the beginning, None is where the ledger stands now.
+
+        Raises
+        ------
+        UnknownSale, NotReady.
+        InvalidRequest: the ledger has not come as far as `after`.
+        """
+        slot = await self._slots.get(sale)
+        now = (await self._slots.sale(slot)).position
+        begin = now if after is None else Position(*after)
+        if min(begin) < 0 or begin > now:
+            raise InvalidRequest("/after", f"lies outside the ledger of '{sale}', which has come to {now}")
+        return Tail(self._server, self._store, slot, begin)
+
+    async def transitions(self, sale: str, *, after: tuple[int, int] | None = None) -> AsyncIterator[SaleTransition]:
+        """Every transition of a sale, in order and without a gap, from Redis or, where it was trimmed there, the store.
+
+        Without an end: while Redis or the store does not answer, it waits. Go on later with the `position` of the last
+        one that was handled.
+
+        Parameters
+        ----------
+        after: as of `tail`.
+
+        Raises
+        ------
+        UnknownSale, NotReady, InvalidRequest: at the first step, as `tail`.
+        """
+        async for transition in transitions(await self.tail(sale, after=after)):
+            yield transition
 
     # -- failures of the two sides, as callers hear them -----------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from holdfast.engine.values import Durability, Item, Line, Sale, Status, Ticket
+from holdfast.engine.values import Durability, Item, ItemSpec, Line, Sale, Status, Terms, Ticket
 
 #: The letter of each status in records and ledger lines.
 LETTERS = {"r": Status.RESERVED, "p": Status.PURCHASED, "c": Status.CANCELLED, "x": Status.EXPIRED}
@@ -93,7 +93,7 @@ class Definition:
         """The counters of a sale of which nothing is held or sold."""
         return " ".join(f"{item.capacity} 0 0" for item in self.items)
 
-    def sale(self, counts: bytes | str, sequence: int, *, created: bool = False) -> Sale:
+    def sale(self, counts: bytes | str, epoch: int, sequence: int) -> Sale:
         """The sale with its counters as they stood at `sequence`."""
         numbers = [int(n) for n in counts.split()]
         items = tuple(
@@ -110,7 +110,19 @@ class Definition:
             closes_at=self.closes_at,
             sequence=sequence,
             durability=self.durability,
-            created=created,
+            epoch=epoch,
+        )
+
+    def terms(self) -> Terms:
+        """What of this the operator has said."""
+        return Terms(
+            name=self.name,
+            items=tuple(ItemSpec(item.sku, item.capacity, item.name, item.max_per_buyer) for item in self.items),
+            hold_ms=self.hold_ms,
+            max_per_buyer=self.max_per_buyer,
+            opens_at=self.opens_at,
+            closes_at=self.closes_at,
+            durability=self.durability,
         )
 
     def lines(self, packed: str) -> tuple[Line, ...]:

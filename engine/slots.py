@@ -16,7 +16,7 @@ from holdfast.engine.records import Definition
 from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.store import Cursor, Store, StoredSale, StoreError
 from holdfast.engine.transitions import Transitions
-from holdfast.engine.values import Line
+from holdfast.engine.values import Line, Sale
 
 log = logging.getLogger("holdfast.slots")
 
@@ -76,6 +76,7 @@ class Slot:
         self.generation = generation
         self.definition = definition
         self.position = Cursor(0, 0)
+        self._told = b""
         #: The generation of the server of which it was logged that it has lost something of this slot.
         self.told_lost = 0
         self._slots = slots
@@ -105,6 +106,12 @@ class Slot:
         self.sold_out: dict[str, tuple[float, SoldOut]] = {}
         #: Those of which somebody asks again.
         self._asking: set[str] = set()
+
+    def learn(self, told: bytes) -> None:
+        """Takes up the definition that Redis tells; the same one again costs nothing, and forgets nothing."""
+        if told != self._told:
+            self.definition = Definition.from_json(told)
+            self._told = told
 
     def remember_packed(self, quantity: int | None, packed: str) -> None:
         """Keeps the lines of this many units of the only item."""
@@ -144,9 +151,9 @@ class Slot:
         """As `Slots.run` on this slot."""
         return await self._slots.run(self, send, reads=reads)
 
-    async def counts(self) -> tuple[Definition, bytes, int]:
-        """As `Slots.counts` on this slot."""
-        return await self._slots.counts(self)
+    async def sale(self) -> Sale:
+        """As `Slots.sale` of this slot."""
+        return await self._slots.sale(self)
 
     async def drained(self) -> None:
         """Refuses new calls, and returns once none is under way."""
@@ -235,7 +242,7 @@ class Slots:
         except (NotSent, NoReply) as error:
             raise NotReady(str(error)) from error
         if fresh:
-            slot.definition = Definition.from_json(fresh)
+            slot.learn(fresh)
         return self._known.setdefault(name, slot)
 
     async def registered(self, name: str) -> StoredSale | None:
@@ -283,7 +290,7 @@ class Slots:
         except NoReply as error:
             raise NotSent(str(error)) from error
         if fresh:
-            slot.definition = Definition.from_json(fresh)
+            slot.learn(fresh)
         slot.generation = generation
 
     async def run(self, slot: Slot, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False) -> T:
@@ -342,15 +349,15 @@ class Slots:
             retry_after_ms=5000,
         )
 
-    async def counts(self, slot: Slot) -> tuple[Definition, bytes, int]:
-        """Definition, counters and sequence of one instant.
+    async def sale(self, slot: Slot) -> Sale:
+        """The sale with its counters, of one instant; the slot then has that instant's definition.
 
         Raises
         ------
         NotReady: the slot is fenced, behind its floor or not there.
         """
 
-        async def look(floor: str, again: bool) -> tuple[Definition, bytes, int]:
+        async def look(floor: str, again: bool) -> Sale:
             fence, epoch, sequence, definition, counts = await self._server.call(
                 "HMGET", slot.keys.sale, "fence", "epoch", "sequence", "definition", "counts"
             )
@@ -360,11 +367,10 @@ class Slots:
                 raise Refused(Outcome.MISSING)
             if (int(epoch), int(sequence)) < (slot.floor.epoch, slot.floor.sequence):
                 raise Refused(Outcome.BEHIND)
-            return Definition.from_json(definition), counts, int(sequence)
+            slot.learn(definition)
+            return slot.definition.sale(counts, int(epoch), int(sequence))
 
-        definition, counts, sequence = await self.run(slot, look, reads=True)
-        slot.definition = definition
-        return definition, counts, sequence
+        return await self.run(slot, look, reads=True)
 
     async def drained(self) -> None:
         """Refuses new calls, and returns once none is under way."""

@@ -334,7 +334,7 @@ class Transitions:
     ) -> Ticket:
         """The record as callers see it. Another process may have added the item it names: then the sale is read."""
         if record.last_item > len(slot.definition.items):
-            await slot.counts()
+            await slot.sale()
         return record.ticket(slot.name, slot.definition, now, replayed=replayed, durability=durability)
 
     def _show(

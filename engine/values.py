@@ -32,6 +32,21 @@ class Durability(StrEnum):
     STORED = "stored"
 
 
+class Position(NamedTuple):
+    """A place in a sale's ledger: right behind the transition of this number.
+
+    Parameters
+    ----------
+    epoch: one more with every recovery. sequence: counts on through them; (0, 0) is the beginning.
+    """
+
+    epoch: int
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.sequence}"
+
+
 class Line(NamedTuple):
     """So many units of one item.
 
@@ -86,7 +101,8 @@ class Sale:
     max_per_buyer: units that one buyer may hold and have bought together; None is no limit.
     opens_at, closes_at: the selling window, Unix milliseconds; None is open-ended.
     durability: of payments that ask for none; None is the engine's.
-    sequence: the number of the last transition that these counters include.
+    sequence: the number of the last transition that these counters include. epoch: it counts in; one more with every
+        recovery, 0 for a sale of a listing that cannot be read now.
     created: True when this very call made the sale, False when it stood already.
     ready: False for a sale of a listing that cannot be read now; its counters are then all 0.
     """
@@ -102,6 +118,12 @@ class Sale:
     durability: Durability | None = None
     created: bool = field(default=False, compare=False)
     ready: bool = True
+    epoch: int = 0
+
+    @property
+    def position(self) -> Position:
+        """Where the ledger stood: transitions from here on are not in these counters yet."""
+        return Position(self.epoch, self.sequence)
 
 
 class Ticket(NamedTuple):
@@ -217,6 +239,68 @@ class Expiration:
     lines: tuple[Line, ...]
     expired_at: int
     at: int
+
+
+class Kind(StrEnum):
+    """What a transition of a ledger did: to a ticket, which has this status from then on, or to the sale itself."""
+
+    RESERVED = "reserved"
+    PURCHASED = "purchased"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    #: Created, amended or recovered.
+    SALE = "sale"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the operator said of a sale; the fields are those of `Engine.create_sale`."""
+
+    name: str
+    items: tuple[ItemSpec, ...]
+    hold_ms: int
+    max_per_buyer: int | None
+    opens_at: int | None
+    closes_at: int | None
+    durability: Durability | None
+
+
+class SaleTransition(NamedTuple):
+    """A transition of a sale, as the ledger has it. `(sale, epoch, sequence)` names it for good.
+
+    Parameters
+    ----------
+    at: when it happened, Unix milliseconds.
+    ticket: id; None for one of the sale itself. lines: of the ticket.
+    expires_at: of a ticket that was reserved or expired, Unix milliseconds.
+    reference: what the payment is called elsewhere; None when nothing was given.
+    terms: of the sale from then on; None for a ticket's transition.
+    """
+
+    epoch: int
+    sequence: int
+    at: int
+    kind: Kind
+    sale: str
+    ticket: str | None = None
+    lines: tuple[Line, ...] = ()
+    expires_at: int | None = None
+    reference: str | None = None
+    terms: Terms | None = None
+
+    @property
+    def position(self) -> Position:
+        """Right behind it: where a reader goes on."""
+        return Position(self.epoch, self.sequence)
+
+    @property
+    def quantity(self) -> int:
+        """Units over all lines."""
+        return sum(line.quantity for line in self.lines)
+
+    def __repr__(self) -> str:
+        """Without how it was paid: a transition may end up in a log."""
+        return f"SaleTransition({self.sale!r}, {self.epoch}-{self.sequence}, {self.kind.value!r}, {self.ticket!r})"
 
 
 @dataclass(frozen=True, slots=True)
