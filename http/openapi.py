@@ -91,6 +91,12 @@ _QUERY: Final[Mapping[str, dict[str, object]]] = {
 
 _REF: Final = "#/components/schemas/{model}"
 
+#: Answers that are no JSON: text, and files, of which OpenAPI says nothing but the media type.
+_RAW: Final[Mapping[Any, dict[str, str]]] = {str: {"type": "string"}, bytes: {}}
+
+#: Where a stream of events is to go on: the id of the last event that was seen.
+_LAST_EVENT_ID: Final = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": r"^\d+-\d+$"}}
+
 #: The description, written.
 DOCUMENT: web.AppKey[bytes] = web.AppKey("document", bytes)
 
@@ -121,8 +127,8 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     routes = tuple(routes)
     types: dict[str, Any] = {Problem.__name__: Problem}
     for route in routes:
-        for described in (route.body, route.answer):
-            if described is not None:
+        for described in (route.body, route.answer, *(data for _, data in route.events)):
+            if described not in (None, *_RAW):
                 types[described.__name__] = described
     schemas, shared = TypeAdapter.json_schemas(
         [(name, "validation", TypeAdapter(described)) for name, described in types.items()],
@@ -133,6 +139,8 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     for (name, _), schema in schemas.items():
         components.setdefault(name, schema)
     for model, fields in EITHER.items():
+        if model.__name__ not in components:
+            continue
         components[model.__name__]["oneOf"] = [{"required": [field]} for field in fields]
     paths: dict[str, dict[str, object]] = {}
     for route in routes:
@@ -173,21 +181,30 @@ def _parameters(route: Route) -> Iterable[dict[str, object]]:
     if route.keyed:
         schema = {"type": "string", "pattern": KEY_PATTERN}
         yield {"name": str(IDEMPOTENCY_KEY_HEADER), "in": "header", "schema": schema}
+    if route.resumes:
+        yield _LAST_EVENT_ID
     if route.prefers:
         schema = {"type": "string", "enum": [f"durability={level.value}" for level in Durability]}
         yield {"name": str(PREFER_HEADER), "in": "header", "schema": schema}
 
 
 def _responses(route: Route) -> dict[str, object]:
-    content = {"application/json": {"schema": {"$ref": _REF.format(model=route.answer.__name__)}}}
+    raw = _RAW.get(route.answer)
+    schema = {"$ref": _REF.format(model=route.answer.__name__)} if raw is None else raw
+    description = "Done."
+    if route.events:
+        # OpenAPI has no word for what the events of a stream are: their types are named where people read.
+        events = ", ".join(f"`{name}` with the data of `{data.__name__}`" for name, data in route.events)
+        description = f"Events, until either side ends it: {events}."
     responses: dict[str, object] = {
-        str(status): {"description": "Done.", "content": content} for status in route.statuses
+        str(status): {"description": description, "content": {route.media_type: {"schema": schema}}}
+        for status in route.statuses
     }
     codes: dict[int, set[str]] = {}
     for error in _refusals(route):
         codes.setdefault(kind_of(error).status, set()).add(error.code)  # type: ignore[attr-defined]
     for status, several in sorted(codes.items()):
-        schema = {
+        refusal = {
             "allOf": [
                 {"$ref": _REF.format(model=Problem.__name__)},
                 {"properties": {"code": {"enum": sorted(several)}, "status": {"const": status}}},
@@ -195,7 +212,7 @@ def _responses(route: Route) -> dict[str, object]:
         }
         responses[str(status)] = {
             "description": ", ".join(sorted(several)),
-            "content": {"application/problem+json": {"schema": schema}},
+            "content": {"application/problem+json": {"schema": refusal}},
         }
     return responses
 

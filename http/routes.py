@@ -14,14 +14,23 @@ READER: Final = "reader"
 BUYER: Final = "buyer"
 OPERATOR: Final = "operator"
 
+#: The media types of answers.
+APPLICATION_JSON: Final = "application/json"
+EVENT_STREAM: Final = "text/event-stream"
+HTML: Final = "text/html"
+PLAIN_TEXT: Final = "text/plain"
+
 
 class Route(NamedTuple):
     """One line of the routing table; GET answers HEAD too.
 
     Parameters
     ----------
-    answer: the type of what is answered, with one of `statuses`.
+    answer: the type of what is answered, with one of `statuses`; `str` or `bytes` where it is not JSON.
     who: may make the call.
+    media_type: of the answer.
+    events: of an event stream, its events by name with the types of their data.
+    resumes: it takes `Last-Event-ID`.
     body: the model that validates it; None where the call takes none.
     bytes_max: of the body; the handler holds to the same.
     query: the parameters that it takes. keyed, prefers: it takes `Idempotency-Key`, `Prefer: durability=LEVEL`.
@@ -42,3 +51,6 @@ class Route(NamedTuple):
     keyed: bool = False
     prefers: bool = False
     refusals: tuple[type[Exception], ...] = ()
+    media_type: str = APPLICATION_JSON
+    events: tuple[tuple[str, Any], ...] = ()
+    resumes: bool = False

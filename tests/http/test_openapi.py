@@ -8,9 +8,11 @@ from typing import Any
 
 from openapi_spec_validator import validate
 
+from holdfast.http import answers, health
 from holdfast.http.app import ROUTES
 from holdfast.http.openapi import document
 from holdfast.http.problems import TABLE
+from holdfast.http.routes import EVENT_STREAM, Route
 
 #: Said where there is no call: at other paths and with other methods, and by 402 to nobody else than those who pay.
 NOWHERE = {"unknown_route", "method_not_allowed"}
@@ -55,3 +57,16 @@ def test_defaults_are_those_that_a_caller_could_send() -> None:
     assert "default" not in fields["id"]
     assert "default" not in fields["capacity"]
     assert "default" not in schemas["ReserveBody"]["properties"]["lines"]
+
+
+def test_a_stream_is_described_with_its_media_type_and_its_events() -> None:
+    events = (("counts", answers.SaleAnswer), ("transition", answers.TicketAnswer))
+    route = Route("GET", "/live", health.healthz, str, media_type=EVENT_STREAM, events=events, resumes=True)
+    described = document([route])
+    validate(described)
+    operation = described["paths"]["/live"]["get"]
+    answer = operation["responses"]["200"]
+    assert answer["content"] == {"text/event-stream": {"schema": {"type": "string"}}}
+    assert "`transition` with the data of `TicketAnswer`" in answer["description"]
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["Last-Event-ID"]
+    assert {"SaleAnswer", "TicketAnswer"} <= set(described["components"]["schemas"])
