@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
-from holdfast.engine import Durability, Status, limits
+from holdfast.engine import Durability, Kind, Status, limits
 
 from .models import Name, Quantity
 
@@ -84,6 +84,37 @@ class SalesAnswer(TypedDict):
 
     items: list[SaleAnswer]
     next: str | None
+
+
+class ItemTerms(TypedDict):
+    """An item as the operator described it."""
+
+    sku: Name
+    name: str
+    capacity: Units
+    max_per_buyer: NotRequired[int]
+
+
+class TransitionAnswer(TypedDict):
+    """A transition in the operator's stream: of a ticket, or, when `kind` is `sale`, of the sale and its terms."""
+
+    epoch: Units
+    sequence: Units
+    at: InstantText
+    kind: Kind
+    sale: Name
+    ticket: NotRequired[str]
+    lines: NotRequired[list[TicketLine]]
+    quantity: NotRequired[Units]
+    expires_at: NotRequired[InstantText]
+    reference: NotRequired[str]
+    name: NotRequired[str]
+    items: NotRequired[list[ItemTerms]]
+    hold_ms: NotRequired[int]
+    max_per_buyer: NotRequired[int | None]
+    opens_at: NotRequired[InstantText | None]
+    closes_at: NotRequired[InstantText | None]
+    durability: NotRequired[Durability | None]
 
 
 class Mistake(TypedDict):

@@ -40,11 +40,11 @@ from holdfast.engine import (
     UnknownTicket,
 )
 
-from . import answers, batches, health, models, openapi, sales, tickets
+from . import answers, batches, health, models, openapi, sales, stream, tickets
 from .bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, MERGE_PATCH
 from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig, Headers
 from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, problem, went_wrong
-from .routes import BUYER, OPERATOR, READER, Route
+from .routes import BUYER, EVENT_STREAM, OPERATOR, READER, Route
 
 log = logging.getLogger("holdfast.http")
 
@@ -135,6 +135,17 @@ ROUTES = (
         bytes_max=BATCH_BYTES_MAX,
         refusals=(UnknownSale,),
     ),
+    Route(
+        "GET",
+        "/sales/{sale}/stream",
+        stream.stream,
+        str,
+        READER,
+        refusals=(UnknownSale,),
+        media_type=EVENT_STREAM,
+        events=(("counts", answers.SaleAnswer), ("transition", answers.TransitionAnswer)),
+        resumes=True,
+    ),
     Route("GET", "/tickets/{ticket}", tickets.show_ticket, answers.TicketAnswer, READER, refusals=(UnknownTicket,)),
     Route(
         "POST",
@@ -177,6 +188,8 @@ def create_app(engine: Engine, config: AppConfig) -> web.Application:
     app[ENGINE] = engine
     app[CONFIG] = config
     app[REQUEST_IDS] = request_ids
+    app[stream.STREAMS] = streams = stream.Streams(engine)
+    app.on_shutdown.append(streams.on_shutdown)
     app[openapi.DOCUMENT] = openapi.written(ROUTES)
     _add_routes(app.router, ROUTES)
     return app

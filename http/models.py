@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, to_json
 # pydantic reads that of the standard library from Python 3.12 on, and brings this one along.
 from typing_extensions import TypedDict
 
-from holdfast.engine import Durability, Line, Sale, Status, Ticket, limits
+from holdfast.engine import Durability, Item, ItemSpec, Line, Sale, SaleTransition, Status, Terms, Ticket, limits
 
 UTC_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -347,23 +347,61 @@ def sale_json(sale: Sale) -> dict[str, object]:
     """A sale as it is answered, with its totals."""
     items: list[dict[str, object]] = []
     for item in sale.items:
-        fields: dict[str, object] = {"sku": item.sku, "name": item.name, "capacity": item.capacity}
-        if item.max_per_buyer is not None:
-            fields["max_per_buyer"] = item.max_per_buyer
-        items.append(fields | {"available": item.available, "reserved": item.reserved, "purchased": item.purchased})
+        items.append(
+            _item_terms(item) | {"available": item.available, "reserved": item.reserved, "purchased": item.purchased}
+        )
     return {
         "id": sale.id,
         "name": sale.name,
         "items": items,
-        "hold_ms": sale.hold_ms,
-        "max_per_buyer": sale.max_per_buyer,
-        "opens_at": None if sale.opens_at is None else instant_text(sale.opens_at),
-        "closes_at": None if sale.closes_at is None else instant_text(sale.closes_at),
-        "durability": sale.durability,
+        **_terms_json(sale),
         "sequence": sale.sequence,
         "capacity": sum(item.capacity for item in sale.items),
         "available": sum(item.available for item in sale.items),
         "reserved": sum(item.reserved for item in sale.items),
         "purchased": sum(item.purchased for item in sale.items),
         **({} if sale.ready else {"ready": False}),
+    }
+
+
+def transition_json(transition: SaleTransition) -> dict[str, object]:
+    """A transition as the operator is told it; the buyer is shown to nobody."""
+    body: dict[str, object] = {
+        "epoch": transition.epoch,
+        "sequence": transition.sequence,
+        "at": instant_text(transition.at),
+        "kind": transition.kind.value,
+        "sale": transition.sale,
+    }
+    terms = transition.terms
+    if terms is not None:
+        return body | {
+            "name": terms.name,
+            "items": [_item_terms(item) for item in terms.items],
+            **_terms_json(terms),
+        }
+    body["ticket"] = transition.ticket
+    body["lines"] = [{"sku": line.sku, "quantity": line.quantity} for line in transition.lines]
+    body["quantity"] = transition.quantity
+    if transition.expires_at is not None:
+        body["expires_at"] = instant_text(transition.expires_at)
+    if transition.reference is not None:
+        body["reference"] = transition.reference
+    return body
+
+
+def _item_terms(item: Item | ItemSpec) -> dict[str, object]:
+    fields: dict[str, object] = {"sku": item.sku, "name": item.name, "capacity": item.capacity}
+    if item.max_per_buyer is not None:
+        fields["max_per_buyer"] = item.max_per_buyer
+    return fields
+
+
+def _terms_json(of: Sale | Terms) -> dict[str, object]:
+    return {
+        "hold_ms": of.hold_ms,
+        "max_per_buyer": of.max_per_buyer,
+        "opens_at": None if of.opens_at is None else instant_text(of.opens_at),
+        "closes_at": None if of.closes_at is None else instant_text(of.closes_at),
+        "durability": of.durability,
     }

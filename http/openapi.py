@@ -95,7 +95,11 @@ _REF: Final = "#/components/schemas/{model}"
 _RAW: Final[Mapping[Any, dict[str, str]]] = {str: {"type": "string"}, bytes: {}}
 
 #: Where a stream of events is to go on: the id of the last event that was seen.
-_LAST_EVENT_ID: Final = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": r"^\d+-\d+$"}}
+_LAST_EVENT_ID: Final[dict[str, object]] = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "schema": {"type": "string", "pattern": r"^\d+-\d+$"},
+}
 
 #: The description, written.
 DOCUMENT: web.AppKey[bytes] = web.AppKey("document", bytes)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from .direct import CONNECTIONS_MAX_DEFAULT, Connection, Runner
+from .stream import STREAMS
 
 #: Seconds for which an idle connection is kept: longer than the 60 s after which common proxies give up theirs, so that
 #: it is never we who close one in use.
@@ -30,6 +31,9 @@ LOOK_SECONDS: Final = 0.02
 
 #: Connections that wait to be accepted: in a stampede they all come at once (the kernel may cap it lower).
 BACKLOG: Final = 4096
+
+#: Of the connections that are kept, the part that may be streams: buyers need the others.
+STREAMS_SHARE: Final = 0.5
 
 #: How aiohttp's server is run.
 SERVER_OPTIONS: Final[dict[str, Any]] = {
@@ -53,6 +57,8 @@ class HttpServer:
 
     def __init__(self, app: web.Application, connections_max: int = CONNECTIONS_MAX_DEFAULT) -> None:
         self._draining = False
+        self._streams = app[STREAMS]
+        self._streams.readers_max = round(connections_max * STREAMS_SHARE)
         self._sockets: list[socket.socket] = []
         self._runner = Runner(app, **SERVER_OPTIONS)
         self._runner.connections_max = connections_max
@@ -76,6 +82,7 @@ class HttpServer:
             self._runner.desk.draining = True
         for site in list(self._runner.sites):
             await site.stop()
+        self._streams.end()
         for sock in self._sockets:
             with contextlib.suppress(OSError), sock:
                 await self._accept_waiting(sock)

@@ -26,16 +26,24 @@ from holdfast.engine.keys import DEPLOYMENT, EXPIRED_EVENTS, slot_keys
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.store import open_store
 from holdfast.engine.store import sqlite as sqlite_store
-from holdfast.http import bodies, callers, cli
+from holdfast.http import bodies, callers, cli, stream
+from holdfast.http.answers import TransitionAnswer
 from holdfast.http.app import REQUEST_ID_HEADER, ROUTES
 from holdfast.http.problems import TABLE
 from holdfast.http.settings import ServeSettings, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-README, API, STATES, KEYS, NOTIFICATIONS = (
+README, API, STATES, KEYS, NOTIFICATIONS, STREAM = (
     (ROOT / name).read_text()
-    for name in ("README.md", "docs/api.md", "docs/states.md", "docs/keys.md", "docs/notifications.md")
+    for name in (
+        "README.md",
+        "docs/api.md",
+        "docs/states.md",
+        "docs/keys.md",
+        "docs/notifications.md",
+        "docs/stream.md",
+    )
 )
 
 #: The addresses in the examples, which tests replace.
@@ -140,7 +148,13 @@ def test_every_limit_is_documented_with_its_value() -> None:
 
 
 def test_every_header_of_ours_is_documented() -> None:
-    names = (REQUEST_ID_HEADER, bodies.IDEMPOTENCY_KEY_HEADER, callers.FINGERPRINT_HEADER, callers.TOKEN_HEADER)
+    names = (
+        stream.LAST_EVENT_ID_HEADER,
+        REQUEST_ID_HEADER,
+        bodies.IDEMPOTENCY_KEY_HEADER,
+        callers.FINGERPRINT_HEADER,
+        callers.TOKEN_HEADER,
+    )
     assert [name for name in names if f"`{name}`" not in API] == []
 
 
@@ -458,6 +472,24 @@ async def test_expirations_and_listen(engine: Engine, redis_url: str, tmp_path: 
     assert {tuple(line) for line in lines} == {tuple(shown)}
     (table,) = re.findall(r"^## `holdfast listen`\n(.*?)^## ", NOTIFICATIONS, re.MULTILINE | re.DOTALL)
     assert re.findall(r"`(\w+)`", " ".join(first_cells(table))) == list(shown)
+
+
+async def test_the_example_of_the_stream(engine: Engine, redis_url: str, tmp_path: Path) -> None:
+    (code,) = (block.text for block in examples(STREAM, "python"))
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    await engine.create_sale("gig", name="The Gig", capacity=10)
+    ticket = await engine.reserve("gig", buyer="ann", quantity=2)
+    await engine.confirm(ticket.id, buyer="ann", reference="pay_1")
+    async with running(sys.executable, "-c", code.replace(REDIS, redis_url).replace(STORE, store)) as process:
+        assert await lines_until(process, ticket.id) == [f"{ticket.id} 2 1-3"]
+
+
+def test_the_events_of_the_stream_are_documented() -> None:
+    (table,) = re.findall(r"^## For the operator\n(.*?)^## ", STREAM, re.MULTILINE | re.DOTALL)
+    documented = re.findall(r"`(\w+)`", " ".join(first_cells(table)))
+    assert set(documented) == set(TransitionAnswer.__annotations__)
+    assert f"every {stream.HEARTBEAT_SECONDS:.0f} seconds of silence" in STREAM
+    assert f"more than {stream.UNREAD_BYTES_MAX // 1024} KiB unread" in STREAM
 
 
 async def test_the_queries_of_the_data_dictionary(empty_redis: str, store_at: Any) -> None:
