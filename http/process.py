@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
-import math
 import resource
-import signal
 import sys
 from typing import Any, Final
 
@@ -17,10 +14,6 @@ from holdfast.engine import ConfigurationError, Durability, Engine
 
 from .direct import CONNECTIONS_MAX_DEFAULT, SURPLUS_MAX
 from .settings import ServeSettings
-
-#: Seconds in which a repeated signal counts as the first one. After that, the next but one ends the process at once.
-REPEATED_SECONDS: Final = 1.0
-
 
 #: Open files of a process beside its connections: 64 to Redis, the store, listening sockets, pipes; and those that are
 #: turned away.
@@ -83,26 +76,6 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
-
-
-def stop_signal() -> asyncio.Event:
-    """An event that the first SIGINT or SIGTERM sets; one that comes later acts as it always does."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    first = math.inf
-
-    def on_signal() -> None:
-        nonlocal first
-        first = min(first, loop.time())
-        stop.set()
-        # The same signal often comes more than once: to the group, and again from make. That is not impatience.
-        if loop.time() - first > REPEATED_SECONDS:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    return stop
 
 
 class _NoGarbage(logging.Filter):

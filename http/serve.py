@@ -7,9 +7,10 @@ import asyncio
 import uvloop
 
 from .app import create_app
-from .process import allow_many_connections, collect_rarely, connections_max, engine_of, set_up_logging, stop_signal
+from .process import allow_many_connections, collect_rarely, connections_max, engine_of, set_up_logging
 from .server import HttpServer
 from .settings import ServeSettings
+from .signals import stop_signal
 from .sockets import admit_no_more, listening, patience
 from .supervisor import supervise
 from .welcome import established_token, welcome

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from holdfast.engine import ConfigurationError, Durability
 from holdfast.engine.engine import REPLICAS_DEFAULT, RETENTION_MS_DEFAULT, SNAPSHOT_MS_DEFAULT
 
-from .context import AppConfig
+if TYPE_CHECKING:
+    from .context import AppConfig
 
 PORT_MAX = 65_535
 
@@ -130,6 +132,8 @@ class ServeSettings(Settings):
         ------
         ConfigurationError: one of them cannot be right.
         """
+        from .context import AppConfig  # with all of aiohttp, which most commands do not need
+
         return AppConfig.checked(
             operator_token=self.operator_token if self.operator_token is not None else operator_token,
             buyer_token_key=self.buyer_token_key,

@@ -20,8 +20,9 @@ from typing import Final, Self
 from holdfast.engine import ConfigurationError, Engine
 from holdfast.engine.leadership import Leadership
 
-from .process import connections_max, engine_of, stop_signal
+from .process import connections_max, engine_of
 from .settings import ServeSettings
+from .signals import stop_signal
 from .sockets import admit_no_more, listening, patience
 from .welcome import established_token, welcome
 from .worker import ALIVE, DRAINING, END_SECONDS, FAILED, SERVING, Orders

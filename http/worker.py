@@ -26,9 +26,10 @@ from holdfast.engine import HoldfastError
 from holdfast.engine.leadership import Leadership
 
 from .app import create_app
-from .process import collect_rarely, connections_max, engine_of, set_up_logging, stop_signal
+from .process import collect_rarely, connections_max, engine_of, set_up_logging
 from .server import IDLE_SECONDS, SHUTDOWN_SECONDS, HttpServer
 from .settings import ServeSettings
+from .signals import stop_signal
 
 log = logging.getLogger("holdfast.worker")
 

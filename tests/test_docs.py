@@ -26,9 +26,10 @@ from holdfast.engine.keys import DEPLOYMENT, EXPIRED_EVENTS, slot_keys
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.store import open_store
 from holdfast.engine.store import sqlite as sqlite_store
-from holdfast.http import bodies, callers, cli, stream
+from holdfast.http import bodies, callers, stream
 from holdfast.http.answers import TransitionAnswer
 from holdfast.http.app import REQUEST_ID_HEADER, ROUTES
+from holdfast.http.cli import app as cli
 from holdfast.http.problems import TABLE
 from holdfast.http.settings import ServeSettings, Settings
 

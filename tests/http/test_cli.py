@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from holdfast.engine import Expiration, Line
-from holdfast.http import cli
+from holdfast.http import cli, serve
+from holdfast.http.cli.app import commands
+from holdfast.http.cli.listen import expiration_line
 from holdfast.http.settings import ServeSettings
 
 
@@ -21,7 +26,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
     """What `holdfast serve` would have served with."""
     taken: list[ServeSettings] = []
-    monkeypatch.setattr(cli, "run", taken.append)
+    monkeypatch.setattr(serve, "run", taken.append)
     return taken
 
 
@@ -183,7 +188,7 @@ def test_secrets_are_not_told(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 def test_a_line_of_listen() -> None:
     expiration = Expiration("gig", 1, 7, "gig", "gig.t", (Line("general", 2),), 1_795_780_800_000, 1_795_780_800_020)
-    assert cli.expiration_line(expiration) == (
+    assert expiration_line(expiration) == (
         '{"slot": "gig", "epoch": 1, "sequence": 7, "sale": "gig", "ticket": "gig.t", '
         '"lines": [{"sku": "general", "quantity": 2}], '
         '"expired_at": "2026-11-27T12:00:00.000Z", "at": "2026-11-27T12:00:00.020Z"}'
@@ -196,3 +201,19 @@ def test_a_variable_that_is_no_setting_is_told(
     monkeypatch.setenv("HOLDFAST_PROT", "1")
     assert cli.main(["serve"]) == 0
     assert capsys.readouterr().err == "holdfast: HOLDFAST_PROT is set, and there is no such setting\n"
+
+
+def test_the_list_of_commands_needs_neither_the_engine_nor_the_server() -> None:
+    code = (
+        "import sys; from holdfast.http.cli import main; main([]); "
+        "print([each for each in ('asyncio', 'redis', 'aiohttp', 'holdfast.engine') if each in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_commands_that_are_listed_say_what_they_do() -> None:
+    # The list has sentences of its own, so that it needs none of the commands loaded.
+    for command in commands():
+        assert command.default_command is not None
+        assert inspect.getdoc(command.default_command).splitlines()[0] == command.help  # type: ignore[union-attr]
