@@ -127,27 +127,30 @@ class Mistake(TypedDict):
 class EntryProblem(TypedDict):
     """A refusal (RFC 9457); which of the further fields are there is told by `code`."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    errors: NotRequired[list[Mistake]]
-    sku: NotRequired[str]
-    available: NotRequired[Units]
-    in_use: NotRequired[Units]
-    remaining: NotRequired[Units]
-    opens_at: NotRequired[InstantText]
-    expired_at: NotRequired[InstantText]
-    retry_after_ms: NotRequired[Units]
-    ticket: NotRequired[TicketAnswer]
-    reasons: NotRequired[list[str]]
+    type: Annotated[str, Field(description="Where the code is explained: a path on this server.")]
+    title: Annotated[str, Field(description="What it is, for people; the same for each code.")]
+    status: Annotated[int, Field(description="The status of the answer.")]
+    detail: Annotated[str, Field(description="What is wrong here, for people.")]
+    code: Annotated[str, Field(description="What programs decide by.")]
+    errors: NotRequired[Annotated[list[Mistake], Field(description="Each mistake, and a JSON pointer to it.")]]
+    sku: NotRequired[Annotated[str, Field(description="The item that it is about.")]]
+    available: NotRequired[Annotated[Units, Field(description="Units of this item that are free now.")]]
+    in_use: NotRequired[Annotated[Units, Field(description="Units of this item that are held or sold.")]]
+    remaining: NotRequired[Annotated[Units, Field(description="Units that this buyer may still take.")]]
+    opens_at: NotRequired[Annotated[InstantText, Field(description="When the selling window begins.")]]
+    expired_at: NotRequired[Annotated[InstantText, Field(description="When the hold ran out.")]]
+    durability: NotRequired[Annotated[Durability, Field(description="What was asked for.")]]
+    retry_after_ms: NotRequired[
+        Annotated[Units, Field(description="When to try again, milliseconds; the header `Retry-After` has seconds.")]
+    ]
+    ticket: NotRequired[Annotated[TicketAnswer, Field(description="The ticket as it stands.")]]
+    reasons: NotRequired[Annotated[list[str], Field(description="At `/readyz`: everything that is not ready.")]]
 
 
 class Problem(EntryProblem):
     """The refusal of a call."""
 
-    request_id: str
+    request_id: Annotated[str, Field(description="What the log calls this request.")]
 
 
 class EntryAnswer(TypedDict):

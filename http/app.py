@@ -40,11 +40,11 @@ from holdfast.engine import (
     UnknownTicket,
 )
 
-from . import answers, batches, health, models, openapi, sales, stream, tickets
+from . import answers, batches, docs, health, models, openapi, sales, stream, tickets
 from .bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, MERGE_PATCH
 from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig, Headers
 from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, problem, went_wrong
-from .routes import BUYER, EVENT_STREAM, OPERATOR, READER, Route
+from .routes import ANY_MEDIA, BUYER, EVENT_STREAM, HTML, OPERATOR, READER, Route
 
 log = logging.getLogger("holdfast.http")
 
@@ -133,6 +133,7 @@ ROUTES = (
         OPERATOR,
         body=models.PaymentBatchBody,
         bytes_max=BATCH_BYTES_MAX,
+        prefers=True,
         refusals=(UnknownSale,),
     ),
     Route(
@@ -172,6 +173,9 @@ ROUTES = (
     Route("GET", "/healthz", health.healthz, answers.HealthAnswer),
     Route("GET", "/readyz", health.readyz, answers.HealthAnswer, refusals=(NotReady,)),
     Route("GET", "/openapi.json", openapi.show, answers.DescriptionAnswer),
+    Route("GET", "/docs", docs.viewer, str, media_type=HTML),
+    Route("GET", "/docs/errors", docs.errors, str, media_type=HTML),
+    Route("GET", "/docs/{name}", docs.docs_file, bytes, media_type=ANY_MEDIA, refusals=(UnknownRoute,)),
 )
 
 
@@ -191,6 +195,7 @@ def create_app(engine: Engine, config: AppConfig) -> web.Application:
     app[stream.STREAMS] = streams = stream.Streams(engine)
     app.on_shutdown.append(streams.on_shutdown)
     app[openapi.DOCUMENT] = openapi.written(ROUTES)
+    app[docs.REFUSALS_PAGE] = docs.refusals_page(ROUTES)
     _add_routes(app.router, ROUTES)
     return app
 

@@ -38,14 +38,20 @@ _Reason = tuple[object, ...]
 
 
 async def reserve_batch(request: web.Request) -> web.Response:
-    """`POST /sales/{sale}/tickets/batch`."""
+    """`POST /sales/{sale}/tickets/batch`: hold units for many buyers.
+
+    Each entry is met or refused by itself, as if it had come alone, and is answered in its place.
+    """
     body = await _read(request, ReserveBatchBody)
     orders = _orders(body.entries)
     return await _answered(request, 201, request.app[ENGINE].reserve_many(sale_id(request), orders))
 
 
 async def pay_batch(request: web.Request) -> web.Response:
-    """`POST /sales/{sale}/payments/batch`."""
+    """`POST /sales/{sale}/payments/batch`: pay for many tickets.
+
+    Each entry is met or refused by itself, as if it had come alone, and is answered in its place.
+    """
     body = await _read(request, PaymentBatchBody)
     payments = [_payment(entry) for entry in body.entries]
     work = request.app[ENGINE].confirm_many(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
@@ -33,7 +34,8 @@ DERIVED_PREFIX: Final = "derived\x00"
 _TOKEN_ERRORS: Final = (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError)
 
 #: Every 401 says how to do better (RFC 9110). No registered scheme uses a header of its own, hence the name.
-_TOKEN_CHALLENGE: Final[dict[str, str]] = {hdrs.WWW_AUTHENTICATE: f'Buyer-Token header="{TOKEN_HEADER}"'}
+OPERATOR_CHALLENGE: Final[Mapping[str, str]] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="holdfast"'}
+TOKEN_CHALLENGE: Final[Mapping[str, str]] = {hdrs.WWW_AUTHENTICATE: f'Buyer-Token header="{TOKEN_HEADER}"'}
 
 _FINGERPRINT = re.compile(FINGERPRINT_PATTERN)
 # Python's strings can hold lone surrogates, which no body can; a keyed hash needs UTF-8.
@@ -98,7 +100,7 @@ def require_operator(asked: Asked) -> None:
 
 
 def _operator_required(detail: str) -> OperatorTokenRequired:
-    return OperatorTokenRequired(detail, headers={hdrs.WWW_AUTHENTICATE: 'Bearer realm="holdfast"'})
+    return OperatorTokenRequired(detail, headers=OPERATOR_CHALLENGE)
 
 
 class Caller:
@@ -178,7 +180,7 @@ def authenticate(asked: Asked) -> Caller:
         return Caller(asked, False, None)
     token = asked.headers.get(TOKEN_HEADER)
     if token is None:
-        raise BuyerTokenRequired(f"Send the buyer's token in the header {TOKEN_HEADER}.", headers=_TOKEN_CHALLENGE)
+        raise BuyerTokenRequired(f"Send the buyer's token in the header {TOKEN_HEADER}.", headers=TOKEN_CHALLENGE)
     return Caller(asked, False, _subject(token, key))
 
 
@@ -220,7 +222,7 @@ def _subject(token: str, key: bytes) -> str:
 
 
 def _invalid(detail: str) -> InvalidBuyerToken:
-    return InvalidBuyerToken(detail, headers=_TOKEN_CHALLENGE)
+    return InvalidBuyerToken(detail, headers=TOKEN_CHALLENGE)
 
 
 # A buyer who says nothing ---------------------------------------------------------------------------------------------

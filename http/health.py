@@ -12,14 +12,17 @@ from .problems import problem
 
 
 async def healthz(request: web.Request) -> web.Response:
-    """`GET /healthz`: the process answers. Restart it when it does not."""
+    """`GET /healthz`: whether the process answers.
+
+    Restart it when it does not.
+    """
     return json_response({"status": "ok"})
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """`GET /readyz`: everything can be sold, with what is wrong all the same; or 503 with the reasons.
+    """`GET /readyz`: whether everything can be sold.
 
-    Send no buyers while it is not.
+    With `alarms`, when something is wrong all the same; or 503 with the reasons. Send no buyers while it is not.
     """
     readiness = await request.app[ENGINE].readiness()
     if readiness.ready:

@@ -1,11 +1,14 @@
 """The description of the API: OpenAPI 3.1, made from the routing table, models, limits and the table of refusals.
 
 Nothing is described here by hand that stands elsewhere: bodies are the models that validate them, statuses those of
-`problems.TABLE`, and which call has what is in `app.ROUTES`.
+`problems.TABLE`, which call has what is in `app.ROUTES`, what it does is said in front of its handler, and examples
+are those of `examples.py`.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -18,11 +21,13 @@ from pydantic_core import core_schema, to_json
 
 from holdfast.engine import Durability, NotReady, OutcomeUnknown, Overloaded, Status, limits
 
+from . import examples
 from .answers import Problem
 from .bodies import IDEMPOTENCY_KEY_HEADER, PREFER_HEADER, written_response
 from .callers import FINGERPRINT_HEADER, TOKEN_HEADER
 from .models import BUYER_PATTERN, KEY_PATTERN, CreateSaleBody, ReserveBody, ReserveEntry
 from .problems import (
+    TYPE_PREFIX,
     BodyTooLarge,
     BuyerTokenRequired,
     InternalError,
@@ -77,27 +82,58 @@ _SECURITY: Final[Mapping[str, list[dict[str, list[str]]]]] = {
     BUYER: [{}, {"fingerprint": []}, {"buyerToken": []}, {"operator": []}],
 }
 
-_PATH: Final[Mapping[str, dict[str, object]]] = {
-    "sale": {"type": "string", "pattern": limits.NAME_PATTERN},
-    "ticket": {"type": "string", "minLength": 1},
+#: The parameters in paths and queries: what they mean, and their schemas.
+_PATH: Final[Mapping[str, tuple[str, dict[str, object]]]] = {
+    "sale": ("The id of the sale.", {"type": "string", "pattern": limits.NAME_PATTERN}),
+    "ticket": ("The id of the ticket, with the sale's in front.", {"type": "string", "minLength": 1}),
+    "name": ("The name of the file.", {"type": "string", "minLength": 1}),
 }
 
-_QUERY: Final[Mapping[str, dict[str, object]]] = {
-    "limit": {"type": "integer", "minimum": 1, "maximum": limits.PAGE_MAX},
-    "cursor": {"type": "string"},
-    "status": {"type": "string", "enum": [status.value for status in Status]},
-    "buyer": {"type": "string", "pattern": BUYER_PATTERN},
+_QUERY: Final[Mapping[str, tuple[str, dict[str, object]]]] = {
+    "limit": ("Entries of a page; 100 when absent.", {"type": "integer", "minimum": 1, "maximum": limits.PAGE_MAX}),
+    "cursor": ("The `next` of the page before.", {"type": "string"}),
+    "status": ("Only tickets of this status.", {"type": "string", "enum": [status.value for status in Status]}),
+    "buyer": ("For the operator: the buyer that it is about.", {"type": "string", "pattern": BUYER_PATTERN}),
 }
+
+#: The chapters of the description by the modules of the handlers, in their order.
+_TAGS: Final[Mapping[str, tuple[str, str]]] = {
+    "sales": ("sales", "What is sold: made and changed by the operator, seen by everybody."),
+    "tickets": ("tickets", "A buyer's claim on units of a sale: reserved, then purchased, cancelled or expired."),
+    "batches": ("batches", "Many reservations or payments of many buyers in one call, for gateways."),
+    "stream": ("live", "What changes, as it changes."),
+    "health": ("operation", "How the server is."),
+    "metrics": ("operation", "How the server is."),
+    "openapi": ("description", "What you read here."),
+    "docs": ("description", "What you read here."),
+    "site": ("pages", "Pages for people, and the files that they are made of."),
+}
+
+#: The headers of answers that a client acts on.
+_LOCATION: Final = {"Location": {"description": "The path of what was made.", "schema": {"type": "string"}}}
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds, rounded up, where the refusal passes.", "schema": {"type": "integer"}}
+}
+
+#: What a status says by itself.
+_DESCRIPTIONS: Final[Mapping[int, str]] = {
+    201: "Made.",
+    202: "Paid, but the durability that was asked for was not reached in time: `durability_pending` names it.",
+}
+
+#: What stands in front of the description of a handler: the call that it answers.
+_CALL_IN_FRONT: Final = re.compile(r"`[A-Z]+ \S+`:\s*")
 
 _REF: Final = "#/components/schemas/{model}"
 
 #: Answers that are no JSON: text, and files, of which OpenAPI says nothing but the media type.
-_RAW: Final[Mapping[Any, dict[str, str]]] = {str: {"type": "string"}, bytes: {}}
+_RAW: Final[Mapping[Any, dict[str, object]]] = {str: {"type": "string"}, bytes: {}}
 
 #: Where a stream of events is to go on: the id of the last event that was seen.
 _LAST_EVENT_ID: Final[dict[str, object]] = {
     "name": "Last-Event-ID",
     "in": "header",
+    "description": "The id of the last event that was seen: the stream goes on right after it.",
     "schema": {"type": "string", "pattern": r"^\d+-\d+$"},
 }
 
@@ -116,7 +152,7 @@ class _Schema(GenerateJsonSchema):
 
 
 async def show(request: web.Request) -> web.Response:
-    """`GET /openapi.json`."""
+    """`GET /openapi.json`: this description of the API, OpenAPI 3.1."""
     return written_response(request.app[DOCUMENT])
 
 
@@ -149,79 +185,131 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     paths: dict[str, dict[str, object]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    used = {_tag(route) for route in routes}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Holdfast", "version": version("holdfast"), "summary": "Scarce things, sold once."},
+        "info": {
+            "title": "Holdfast",
+            "version": version("holdfast"),
+            "summary": "Scarce things, sold once.",
+            "description": "Every refusal is explained at [/docs/errors](/docs/errors).",
+        },
         "paths": paths,
+        "tags": [{"name": name, "description": text} for name, text in dict(_TAGS.values()).items() if name in used],
         "components": {"schemas": components, "securitySchemes": _SCHEMES},
     }
 
 
+def _tag(route: Route) -> str:
+    """The chapter that a call stands in."""
+    module = route.handler.__module__.rpartition(".")[2]
+    return _TAGS[module][0]
+
+
+def told(described: object) -> str:
+    """What a docstring tells those who do not read the code: what stands before its sections, a line a paragraph."""
+    text = re.split(r"\n\n(?:Parameters|Raises|Attributes|Returns)\n---", inspect.getdoc(described) or "")[0]
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
 def _operation(route: Route) -> dict[str, object]:
     name = route.handler.__name__
+    text = _CALL_IN_FRONT.sub("", told(route.handler), count=1)
+    first = re.split(r"[.:;](?=\s|$)", text)[0]
     operation: dict[str, object] = {
         "operationId": name,
-        "summary": name.replace("_", " ").capitalize(),
+        "summary": first[:1].upper() + first[1:],
+        "description": text[:1].upper() + text[1:],
+        "tags": [_tag(route)],
         "security": _SECURITY[route.who],
         "parameters": [*_parameters(route)],
         "responses": _responses(route),
     }
     if route.body is not None:
-        schema = {"$ref": _REF.format(model=route.body.__name__)}
+        described = {
+            "schema": {"$ref": _REF.format(model=route.body.__name__)},
+            "example": examples.BODIES[route.body],
+        }
         operation["requestBody"] = {
             "required": not route.may_be_empty,
-            "content": {media_type: {"schema": schema} for media_type in sorted(route.media_types)},
+            "content": dict.fromkeys(sorted(route.media_types), described),
             "description": f"At most {route.bytes_max} bytes.",
         }
     return operation
 
 
 def _parameters(route: Route) -> Iterable[dict[str, object]]:
-    for name, schema in _PATH.items():
+    for name, (text, schema) in _PATH.items():
         if f"{{{name}}}" in route.path:
-            yield {"name": name, "in": "path", "required": True, "schema": schema}
+            yield {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
     for name in route.query:
-        yield {"name": name, "in": "query", "schema": _QUERY[name]}
+        text, schema = _QUERY[name]
+        yield {"name": name, "in": "query", "description": text, "schema": schema}
     if route.keyed:
-        schema = {"type": "string", "pattern": KEY_PATTERN}
-        yield {"name": str(IDEMPOTENCY_KEY_HEADER), "in": "header", "schema": schema}
+        yield {
+            "name": str(IDEMPOTENCY_KEY_HEADER),
+            "in": "header",
+            "description": "Names the operation: the same key again gets the same success, and nothing is done twice.",
+            "schema": {"type": "string", "pattern": KEY_PATTERN},
+        }
     if route.resumes:
         yield _LAST_EVENT_ID
     if route.prefers:
-        schema = {"type": "string", "enum": [f"durability={level.value}" for level in Durability]}
-        yield {"name": str(PREFER_HEADER), "in": "header", "schema": schema}
+        yield {
+            "name": str(PREFER_HEADER),
+            "in": "header",
+            "description": "What the payment is to survive before it is answered.",
+            "schema": {"type": "string", "enum": [f"durability={level.value}" for level in Durability]},
+        }
 
 
 def _responses(route: Route) -> dict[str, object]:
-    raw = _RAW.get(route.answer)
-    schema = {"$ref": _REF.format(model=route.answer.__name__)} if raw is None else raw
+    answered: dict[str, object] = {
+        "schema": _RAW.get(route.answer, {"$ref": _REF.format(model=route.answer.__name__)}),
+    }
+    example = examples.ANSWERS.get(route.handler.__name__)
+    if example is not None:
+        answered["example"] = example
     description = "Done."
     if route.events:
         # OpenAPI has no word for what the events of a stream are: their types are named where people read.
         events = ", ".join(f"`{name}` with the data of `{data.__name__}`" for name, data in route.events)
         description = f"Events, until either side ends it: {events}."
     responses: dict[str, object] = {
-        str(status): {"description": description, "content": {route.media_type: {"schema": schema}}}
+        str(status): {
+            "description": _DESCRIPTIONS.get(status, description),
+            "content": {route.media_type: answered},
+            **({"headers": _LOCATION} if status == 201 else {}),
+        }
         for status in route.statuses
     }
-    codes: dict[int, set[str]] = {}
-    for error in _refusals(route):
-        codes.setdefault(kind_of(error).status, set()).add(error.code)  # type: ignore[attr-defined]
-    for status, several in sorted(codes.items()):
-        refusal = {
-            "allOf": [
-                {"$ref": _REF.format(model=Problem.__name__)},
-                {"properties": {"code": {"enum": sorted(several)}, "status": {"const": status}}},
-            ]
+    by_status: dict[int, dict[str, type[Exception]]] = {}
+    for error in refusals(route):
+        by_status.setdefault(kind_of(error).status, {}).setdefault(error.code, error)  # type: ignore[attr-defined]
+    for status, several in sorted(by_status.items()):
+        codes = sorted(several)
+        shown = {
+            code: {"summary": kind_of(several[code]).title, "value": examples.refusal(several[code])} for code in codes
         }
+        refused = {
+            "schema": {
+                "allOf": [
+                    {"$ref": _REF.format(model=Problem.__name__)},
+                    {"properties": {"code": {"enum": codes}, "status": {"const": status}}},
+                ]
+            },
+            "examples": shown,
+        }
+        waits = any("retry_after_ms" in each["value"] for each in shown.values())
         responses[str(status)] = {
-            "description": ", ".join(sorted(several)),
-            "content": {"application/problem+json": {"schema": refusal}},
+            "description": ", ".join(f"[{code}]({TYPE_PREFIX}{code})" for code in codes),
+            "content": {"application/problem+json": refused},
+            **({"headers": _RETRY_AFTER} if waits else {}),
         }
     return responses
 
 
-def _refusals(route: Route) -> Iterable[type[Exception]]:
+def refusals(route: Route) -> Iterable[type[Exception]]:
     """Everything that this call may be refused with."""
     yield from route.refusals
     yield from _REFUSED_CALLERS[route.who]

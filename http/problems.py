@@ -148,46 +148,175 @@ class InternalError(HttpError):
 
 
 class Kind(NamedTuple):
-    """How one kind of refusal is said: its status, and a title that never changes."""
+    """How one kind of refusal is said: its status, a title that never changes, and what whoever hears it should do."""
 
     status: int
     title: str
+    advice: str
 
 
 #: Every exception that can be answered. A test holds this equal to the engine's refusals.
 TABLE: Mapping[type[Exception], Kind] = {
-    MalformedRequest: Kind(400, "The request is not HTTP"),
-    MalformedJson: Kind(400, "The body is not JSON"),
-    OperatorTokenRequired: Kind(401, "The operator's token is required"),
-    BuyerTokenRequired: Kind(401, "A buyer token is required"),
-    InvalidBuyerToken: Kind(401, "The buyer token is not valid"),
-    PaymentDeclined: Kind(402, "The payment was declined"),
-    NotYourTicket: Kind(403, "The ticket belongs to another buyer"),
-    UnknownRoute: Kind(404, "Nothing lives here"),
-    UnknownSale: Kind(404, "There is no such sale"),
-    UnknownTicket: Kind(404, "There is no such ticket"),
-    MethodNotAllowed: Kind(405, "The method is not allowed here"),
-    RequestTimeout: Kind(408, "The body did not arrive in time"),
-    SaleExists: Kind(409, "A different sale has this id"),
-    CapacityInUse: Kind(409, "The capacity is held or sold"),
-    NotYetOpen: Kind(409, "The sale has not opened yet"),
-    Closed: Kind(409, "The sale is closed"),
-    LimitReached: Kind(409, "The buyer's limit is reached"),
-    SoldOut: Kind(409, "Sold out"),
-    AllHeld: Kind(409, "Everything left is held"),
-    AlreadyPurchased: Kind(409, "The ticket was purchased already"),
-    AlreadyCancelled: Kind(409, "The ticket was cancelled"),
-    TicketExpired: Kind(410, "The hold has run out"),
-    BodyTooLarge: Kind(413, "The body is too large"),
-    UnsupportedMediaType: Kind(415, "The media type is not supported"),
-    InvalidRequest: Kind(422, "The request is not valid"),
-    InvalidBody: Kind(422, "The request is not valid"),
-    IdempotencyKeyReused: Kind(422, "The idempotency key was used for another request"),
-    DurabilityUnavailable: Kind(422, "The durability cannot be had here"),
-    InternalError: Kind(500, "Something went wrong here"),
-    NotReady: Kind(503, "Not ready"),
-    Overloaded: Kind(503, "Too many requests are waiting"),
-    OutcomeUnknown: Kind(503, "The outcome is not known"),
+    MalformedRequest: Kind(
+        400,
+        "The request is not HTTP",
+        "Mend the client: the same bytes will never be taken. Connect anew; this connection is closed.",
+    ),
+    MalformedJson: Kind(
+        400,
+        "The body is not JSON",
+        "Send one JSON document in UTF-8. The same body will never be taken.",
+    ),
+    OperatorTokenRequired: Kind(
+        401,
+        "The operator's token is required",
+        "Send `Authorization: Bearer TOKEN`; the server prints it when it starts. Buyers send none.",
+    ),
+    BuyerTokenRequired: Kind(
+        401,
+        "A buyer token is required",
+        "Ask the shop for a token for this buyer, and send it as `X-Buyer-Token`.",
+    ),
+    InvalidBuyerToken: Kind(
+        401,
+        "The buyer token is not valid",
+        "Get a fresh token for this buyer, and send the call again with it, and with the same key.",
+    ),
+    PaymentDeclined: Kind(
+        402,
+        "The payment was declined",
+        "Pay again before `expires_at`; the units stay held until then.",
+    ),
+    NotYourTicket: Kind(
+        403,
+        "The ticket belongs to another buyer",
+        "Pay or cancel as the buyer who reserved: with the same token, or the same fingerprint.",
+    ),
+    UnknownRoute: Kind(
+        404,
+        "Nothing lives here",
+        "Look at `/docs` for what there is.",
+    ),
+    UnknownSale: Kind(
+        404,
+        "There is no such sale",
+        "Check the sale's id. A sale that Redis has lost is `not_ready`, never this.",
+    ),
+    UnknownTicket: Kind(
+        404,
+        "There is no such ticket",
+        "Check the ticket's id, all of it.",
+    ),
+    MethodNotAllowed: Kind(
+        405,
+        "The method is not allowed here",
+        "Use one of the methods in the header `Allow`.",
+    ),
+    RequestTimeout: Kind(
+        408,
+        "The body did not arrive in time",
+        "Send the call again, with the same key, on a new connection.",
+    ),
+    SaleExists: Kind(
+        409,
+        "A different sale has this id",
+        "Take another id, or change the sale that there is with PATCH.",
+    ),
+    CapacityInUse: Kind(
+        409,
+        "The capacity is held or sold",
+        "Choose a capacity of `in_use` or more. What is held may come back: it can be less later.",
+    ),
+    NotYetOpen: Kind(
+        409,
+        "The sale has not opened yet",
+        "Come back at `opens_at`; the header `Retry-After` says in how many seconds that is.",
+    ),
+    Closed: Kind(
+        409,
+        "The sale is closed",
+        "Do not try again: the selling window is over.",
+    ),
+    LimitReached: Kind(
+        409,
+        "The buyer's limit is reached",
+        "Take `remaining` units or fewer. Cancelling a held ticket, or letting it run out, makes room.",
+    ),
+    SoldOut: Kind(
+        409,
+        "Sold out",
+        "Take `available` units or fewer, or none: what is held would not be enough either.",
+    ),
+    AllHeld: Kind(
+        409,
+        "Everything left is held",
+        "Try again after `retry_after_ms`, when the next hold runs out, or take `available` units now.",
+    ),
+    AlreadyPurchased: Kind(
+        409,
+        "The ticket was purchased already",
+        "Nothing: the ticket is paid, and `ticket` shows it. A repeat with the payment's key gets the success again.",
+    ),
+    AlreadyCancelled: Kind(
+        409,
+        "The ticket was cancelled",
+        "Reserve again, with a new key.",
+    ),
+    TicketExpired: Kind(
+        410,
+        "The hold has run out",
+        "Reserve again, with a new key. The units went back to the others.",
+    ),
+    BodyTooLarge: Kind(
+        413,
+        "The body is too large",
+        "Send less at once: the calls of one ticket take 8 KiB, those of a batch 256 KiB.",
+    ),
+    UnsupportedMediaType: Kind(
+        415,
+        "The media type is not supported",
+        "Send `Content-Type: application/json`, uncompressed.",
+    ),
+    InvalidRequest: Kind(
+        422,
+        "The request is not valid",
+        "Mend what `errors` names. The same values will never be taken.",
+    ),
+    InvalidBody: Kind(
+        422,
+        "The request is not valid",
+        "Mend what `errors` names. The same values will never be taken.",
+    ),
+    IdempotencyKeyReused: Kind(
+        422,
+        "The idempotency key was used for another request",
+        "Use a new key for a new request. A repeat must be the very same request.",
+    ),
+    DurabilityUnavailable: Kind(
+        422,
+        "The durability cannot be had here",
+        "Ask for another durability, or for none. The sentence says what the deployment lacks.",
+    ),
+    InternalError: Kind(
+        500,
+        "Something went wrong here",
+        "Tell the operator the request's id. Sending it again with the same key is safe.",
+    ),
+    NotReady: Kind(
+        503,
+        "Not ready",
+        "Send the same call again after `retry_after_ms`. Nothing was done.",
+    ),
+    Overloaded: Kind(
+        503,
+        "Too many requests are waiting",
+        "Send the same call again after `retry_after_ms`, a little later each time. Nothing was done.",
+    ),
+    OutcomeUnknown: Kind(
+        503,
+        "The outcome is not known",
+        "Send the same call again with the same key after `retry_after_ms`: it tells what became of the first one.",
+    ),
 }
 
 

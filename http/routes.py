@@ -19,6 +19,8 @@ APPLICATION_JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
 HTML: Final = "text/html"
 PLAIN_TEXT: Final = "text/plain"
+#: Of files, each with its own.
+ANY_MEDIA: Final = "*/*"
 
 
 class Route(NamedTuple):

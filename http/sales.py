@@ -52,7 +52,10 @@ def page_limit(text: str | None) -> int:
 
 
 async def create_sale(request: web.Request) -> web.Response:
-    """`POST /sales`."""
+    """`POST /sales`: put something on sale.
+
+    The same description again is answered with 200 and the sale as it stands; another one of the same id is refused.
+    """
     require_operator(asked_by(request))
     read_query(request)
     body = await read_model(request, CreateSaleBody)
@@ -76,7 +79,7 @@ async def create_sale(request: web.Request) -> web.Response:
 
 
 async def list_sales(request: web.Request) -> web.Response:
-    """`GET /sales`."""
+    """`GET /sales`: all sales, in the order of their ids."""
     require_operator(asked_by(request))
     query = read_query(request, "limit", "cursor")
     page = await request.app[ENGINE].sales(limit=page_limit(query.get("limit")), cursor=query.get("cursor"))
@@ -84,14 +87,21 @@ async def list_sales(request: web.Request) -> web.Response:
 
 
 async def show_sale(request: web.Request) -> web.Response:
-    """`GET /sales/{sale}`."""
+    """`GET /sales/{sale}`: a sale with its counters.
+
+    For each item and in sum, `available + reserved + purchased` is `capacity`.
+    """
     is_operator(asked_by(request))
     read_query(request)
     return json_response(sale_json(await request.app[ENGINE].sale(sale_id(request))))
 
 
 async def amend_sale(request: web.Request) -> web.Response:
-    """`PATCH /sales/{sale}`."""
+    """`PATCH /sales/{sale}`: change a sale while it sells.
+
+    A JSON merge patch: what is absent stays, and `null` takes a limit or an end of the window away. Items are merged by
+    their sku and never removed.
+    """
     require_operator(asked_by(request))
     read_query(request)
     body = await read_model(request, AmendSaleBody, media_types=MERGE_PATCH)

@@ -60,7 +60,10 @@ def confirm_payment(ticket: str, body: PaymentBody, caller: Caller, headers: Hea
 
 
 async def reserve(request: web.Request) -> web.Response:
-    """`POST /sales/{sale}/tickets`."""
+    """`POST /sales/{sale}/tickets`: hold units for a buyer.
+
+    All lines or nothing. The ticket keeps its units until `expires_at`; what is not paid by then comes back by itself.
+    """
     caller = authenticate(asked_by(request))
     read_query(request)
     body = await read_model(request, ReserveBody)
@@ -70,7 +73,10 @@ async def reserve(request: web.Request) -> web.Response:
 
 
 async def list_tickets(request: web.Request) -> web.Response:
-    """`GET /sales/{sale}/tickets`: a buyer's own, or for the operator all or those of `?buyer=`."""
+    """`GET /sales/{sale}/tickets`: a buyer's own tickets.
+
+    For the operator all of them, or those of `?buyer=`. The oldest come first.
+    """
     caller = authenticate(asked_by(request))
     query = read_query(request, "status", "limit", "cursor", "buyer")
     named = require_buyer_name(query["buyer"]) if "buyer" in query else ""
@@ -91,7 +97,10 @@ def _status(text: str) -> Status:
 
 
 async def show_ticket(request: web.Request) -> web.Response:
-    """`GET /tickets/{ticket}`: whoever has the id may look; only owner and operator see the reference."""
+    """`GET /tickets/{ticket}`: a ticket as it stands.
+
+    Whoever has the id may look; only owner and operator see the reference.
+    """
     caller = authenticate_reader(asked_by(request))
     read_query(request)
     engine = request.app[ENGINE]
@@ -105,7 +114,11 @@ async def show_ticket(request: web.Request) -> web.Response:
 
 
 async def pay(request: web.Request) -> web.Response:
-    """`POST /tickets/{ticket}/payment`."""
+    """`POST /tickets/{ticket}/payment`: pay for a held ticket.
+
+    The payment is a mock: confirming is the payment, and `{"outcome": "decline"}` rehearses a declined card. With
+    `Prefer: durability=LEVEL` it is answered once that much has it.
+    """
     caller = authenticate(asked_by(request))
     read_query(request)
     body = await read_model(request, PaymentBody, may_be_empty=True)
@@ -121,7 +134,10 @@ async def pay(request: web.Request) -> web.Response:
 
 
 async def cancel(request: web.Request) -> web.Response:
-    """`DELETE /tickets/{ticket}/payment`."""
+    """`DELETE /tickets/{ticket}/payment`: give a held ticket back.
+
+    Its units are free again at once. The repeat is answered like the first call.
+    """
     caller = authenticate(asked_by(request))
     query = read_query(request, "buyer")
     await require_no_body(request)
