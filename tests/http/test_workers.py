@@ -571,3 +571,26 @@ async def test_one_stretch_of_silence_is_forgiven(monkeypatch: pytest.MonkeyPatc
     assert await worker.leaves()
     assert not await worker.leaves()
     assert await process.wait() == -signal.SIGKILL
+
+
+async def test_streams_end_in_order_and_hear_of_every_worker(start: Callable[..., Server]) -> None:
+    server = start("--demo").ready()
+    head = f"GET /sales/demo/stream HTTP/1.1\r\nHost: here\r\nAuthorization: {server.operator['Authorization']}\r\n\r\n"
+    streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(BUYERS)]
+    async with asyncio.timeout(PATIENCE):
+        for reader, writer in streams:
+            writer.write(head.encode())
+            await reader.readuntil(b"event: counts\nid: 1-1\n")
+        buyers = [Client(server.port, f"{n}") for n in range(BUYERS)]
+        for buyer in buyers:
+            assert (await buyer.request("POST", "/sales/demo/tickets", {"quantity": 1}))[0] == 201
+        for reader, _ in streams:
+            for n in range(BUYERS):
+                await reader.readuntil(f"event: transition\nid: 1-{n + 2}\n".encode())
+        for buyer in buyers:
+            await buyer.close()
+        server.process.send_signal(signal.SIGTERM)
+        for reader, writer in streams:
+            assert (await reader.read()).endswith(b"\r\n0\r\n\r\n")
+            writer.close()
+    assert await asyncio.to_thread(server.end) == (0, "")
