@@ -423,8 +423,8 @@ STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
 async def stream(request: web.Request) -> web.StreamResponse:
     """`GET /sales/{sale}/stream`: a sale as it changes, as server-sent events.
 
-    Everybody gets the counters, whenever they change. The operator gets every transition besides, in order, none missing
-    and none twice, from `Last-Event-ID` on.
+    Everybody gets the counters, whenever they change. The operator gets every transition besides, in order, none
+    missing and none twice, from `Last-Event-ID` on.
     """
     operator = is_operator(asked_by(request))
     read_query(request)
