@@ -315,6 +315,33 @@ async def test_streams_leave_room_for_buyers(
         await again.next()
 
 
+async def test_nothing_is_left_of_readers_who_come_and_go(
+    client: TestClient[Any, Any], engine: Engine, gig: str, operator: dict[str, str]
+) -> None:
+    drawn = random.Random(3)
+    assert client.app is not None
+    held = client.app[STREAMS]
+
+    async def visit(n: int) -> None:
+        reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
+        sale = drawn.choice(["gig", "gig", "none"])
+        token = f"Authorization: {operator['Authorization']}\r\n" if drawn.random() < 0.5 else ""
+        writer.write(f"GET /sales/{sale}/stream HTTP/1.1\r\nHost: x\r\n{token}\r\n".encode())
+        for _ in range(drawn.randrange(4)):
+            await asyncio.sleep(0)
+        if drawn.random() < 0.5:
+            await reader.read(drawn.choice([1, 100, 1000]))
+        # Some leave in order, some are gone.
+        (writer.close if drawn.random() < 0.5 else writer.transport.abort)()
+
+    for n in range(20):
+        await asyncio.gather(*(visit(m) for m in range(20)), return_exceptions=True)
+        await engine.amend_sale(gig, {"capacity": 20 + n})
+    async with asyncio.timeout(SECONDS):
+        while held.readers or held._channels or held._open:
+            await asyncio.sleep(0.01)
+
+
 async def test_what_cannot_be_followed_is_refused(
     client: TestClient[Any, Any], clients: Any, gig: str, operator: dict[str, str], refused: Any
 ) -> None:
