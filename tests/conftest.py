@@ -39,6 +39,7 @@ def _beside(name: str) -> Any:
 
 
 postgresql = _beside("postgresql")
+documents = _beside("documents")
 
 #: The stores, by kind: what holds of one holds of the other.
 STORES = ("sqlite", "postgresql")

@@ -1,0 +1,254 @@
+"""docs/howto/nginx.md: its configuration, in a real nginx in front of a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+from documents import ROOT, environment, examples
+
+from holdfast.http import server as http_server
+from holdfast.http.bodies import BATCH_BYTES_MAX
+from holdfast.http.direct import UNREAD_SECONDS
+
+PAGE = (ROOT / "docs" / "howto" / "nginx.md").read_text()
+TOKEN = "operator-token-for-tests"
+OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
+
+pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
+
+
+class Front(NamedTuple):
+    """nginx with the page's configuration, and what it stands in front of."""
+
+    port: int
+    tls: ssl.SSLContext
+
+    def url(self, path: str) -> str:
+        return f"https://127.0.0.1:{self.port}{path}"
+
+
+def free_ports(count: int) -> list[int]:
+    import socket
+
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [each.getsockname()[1] for each in held]
+    finally:
+        for each in held:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def holdfast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server started as the page says."""
+    (command,) = re.findall(r"^holdfast (serve .*)$", PAGE, re.MULTILINE)
+    words = command.replace("--port 8080", "--port 0").replace("--workers 4", "--workers 2").split()
+    directory = tmp_path_factory.mktemp("holdfast")
+    process = subprocess.Popen(
+        ["holdfast", *words],
+        cwd=directory,
+        env=environment() | {"HOLDFAST_OPERATOR_TOKEN": TOKEN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield next(line for line in process.stdout if "serves on" in line).rpartition("//")[2].strip()
+    finally:
+        process.terminate()
+        process.stdout.read()
+        process.wait(20)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def front(holdfast: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """nginx with the configuration of the page: other ports, a certificate of our own, and nothing else changed."""
+    directory = tmp_path_factory.mktemp("nginx")
+    plain, port = free_ports(2)
+    (block,) = examples(PAGE, "nginx")
+    site = block.text
+    for old, new in (
+        ("server 127.0.0.1:8080 ", f"server {holdfast} "),
+        ("listen 80;", f"listen 127.0.0.1:{plain};"),
+        ("listen 443 ssl http2;", f"listen 127.0.0.1:{port} ssl http2;"),
+        ("/etc/ssl/shop.example/fullchain.pem", str(directory / "cert.pem")),
+        ("/etc/ssl/shop.example/privkey.pem", str(directory / "key.pem")),
+    ):
+        assert site.count(old) == 1, old
+        site = site.replace(old, new)
+    # What the configuration says of the stream must do alone: the header that says the same is passed over.
+    site = site.replace(
+        "    proxy_http_version 1.1;\n", "    proxy_ignore_headers X-Accel-Buffering;\n    proxy_http_version 1.1;\n"
+    )
+    write_certificate(directory)
+    (directory / "site.conf").write_text(site)
+    temporary = "\n".join(
+        f"{kind}_temp_path {directory / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (directory / "nginx.conf").write_text(
+        f"pid {directory / 'pid'};\nworker_processes 1;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{temporary}\ninclude {directory / 'site.conf'};\n}}\n"
+    )
+    # As root, nginx serves as another user, who must be able to come here.
+    user = ["-g", "daemon off; user root;"] if os.geteuid() == 0 else ["-g", "daemon off;"]
+    command = ["nginx", "-e", str(directory / "error.log"), "-p", str(directory), "-c", str(directory / "nginx.conf")]
+    subprocess.run([*command, "-t"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, *user], stderr=subprocess.DEVNULL, start_new_session=True)
+    tls = ssl.create_default_context(cafile=str(directory / "cert.pem"))
+    try:
+        give_up = time.monotonic() + 10
+        while not (directory / "pid").exists() or not (directory / "pid").read_text().strip():
+            assert process.poll() is None, (directory / "error.log").read_text()
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        yield Front(port, tls)
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(20)
+
+
+def write_certificate(directory: Path) -> None:
+    """A certificate for 127.0.0.1 that signs itself."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (directory / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (directory / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+@pytest.fixture
+async def client(front: Front) -> AsyncIterator[Any]:
+    """Makes sessions that call from an address of the loopback network."""
+    sessions: list[aiohttp.ClientSession] = []
+
+    def of(address: str) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=front.tls, local_addr=(address, 0))
+        sessions.append(aiohttp.ClientSession(connector=connector, headers={"Accept-Language": "en"}))
+        return sessions[-1]
+
+    yield of
+    for session in sessions:
+        assert session.connector is not None
+        await session.connector.close(abort_ssl=True)
+        await session.close()
+    # An aborted connection is closed in the next turn of the loop.
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def a_sale(front: Front, session: aiohttp.ClientSession, sale: str, **fields: Any) -> None:
+    body = {"id": sale, "name": sale, "capacity": 10} | fields
+    async with session.post(front.url("/sales"), json=body, headers=OPERATOR) as answer:
+        assert answer.status == 201, await answer.text()
+
+
+async def test_a_purchase_through_nginx(front: Front, client: Any) -> None:
+    session = client("127.0.0.1")
+    await a_sale(front, session, "through")
+    ann = {"X-Buyer-Fingerprint": "buyer-ann", "Idempotency-Key": "cart-77"}
+    async with session.post(front.url("/sales/through/tickets"), json={"quantity": 2}, headers=ann) as answer:
+        assert answer.status == 201
+        ticket = (await answer.json())["id"]
+    async with session.post(front.url(f"/tickets/{ticket}/payment"), headers=ann) as answer:
+        assert (answer.status, (await answer.json())["status"]) == (200, "purchased")
+        assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-Id"])
+    for path in ("/", "/readyz", "/docs", "/docs/errors", "/openapi.json"):
+        async with session.get(front.url(path)) as answer:
+            assert answer.status != 403, path
+            assert answer.headers["Strict-Transport-Security"]
+
+
+async def test_the_address_of_the_client_is_believed_from_nginx_alone(front: Front, client: Any) -> None:
+    operator = client("127.0.0.1")
+    await a_sale(front, operator, "addresses", max_per_buyer=1)
+
+    async def reserve(address: str, **headers: str) -> int:
+        async with client(address).post(
+            front.url("/sales/addresses/tickets"), json={"quantity": 1}, headers=headers
+        ) as answer:
+            return int(answer.status)
+
+    assert await reserve("127.0.0.2") == 201
+    assert await reserve("127.0.0.2") == 409, "the same buyer"
+    assert await reserve("127.0.0.3") == 201, "another one"
+    assert await reserve("127.0.0.3", **{"X-Forwarded-For": "127.0.0.9"}) == 409, "who cannot say to be a third"
+
+
+async def test_events_arrive_when_they_happen(front: Front, client: Any) -> None:
+    session = client("127.0.0.1")
+    await a_sale(front, session, "live")
+    async with session.get(front.url("/sales/live/stream")) as stream:
+        assert stream.status == 200
+
+        async def counts() -> Any:
+            while not (line := await asyncio.wait_for(stream.content.readline(), 10)).startswith(b"data:"):
+                pass
+            return line
+
+        assert b'"reserved":0' in await counts()
+        # Without an end of the answer, and far from filling any buffer.
+        ann = {"X-Buyer-Fingerprint": "buyer-ann"}
+        async with session.post(front.url("/sales/live/tickets"), json={"quantity": 3}, headers=ann) as answer:
+            assert answer.status == 201
+        assert b'"reserved":3' in await counts()
+
+
+async def test_who_asks_too_often_waits_and_who_watches_is_inside(front: Front, client: Any) -> None:
+    await a_sale(front, client("127.0.0.1"), "often")
+    crowd = client("127.0.0.7")
+
+    async def look() -> int:
+        async with crowd.get(front.url("/sales/often")) as answer:
+            return int(answer.status)
+
+    statuses = await asyncio.gather(*(look() for _ in range(60)))
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 20
+    async with client("127.0.0.8").get(front.url("/metrics")) as answer:
+        assert answer.status == 403
+    async with client("127.0.0.8").get(front.url("/")) as answer:
+        assert answer.status == 403
+
+
+def test_its_figures_are_those_of_the_server() -> None:
+    (block,) = examples(PAGE, "nginx")
+    assert f"client_max_body_size {BATCH_BYTES_MAX // 1024}k;" in block.text
+    idle, read = (int(seconds) for seconds in re.findall(r"(?:keepalive|read)_timeout (\d+)s;", block.text))
+    assert idle < http_server.KEEP_ALIVE_SECONDS
+    assert read > UNREAD_SECONDS
+    assert f"after {http_server.KEEP_ALIVE_SECONDS:.0f} s" in block.text
