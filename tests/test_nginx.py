@@ -236,7 +236,7 @@ async def test_who_asks_too_often_waits_and_who_watches_is_inside(front: Front, 
         async with crowd.get(front.url("/sales/often")) as answer:
             return int(answer.status)
 
-    statuses = await asyncio.gather(*(look() for _ in range(60)))
+    statuses = [await look() for _ in range(100)]
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= 20
     async with client("127.0.0.8").get(front.url("/metrics")) as answer:
