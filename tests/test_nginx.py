@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
 import re
 import shutil
@@ -10,12 +10,11 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from http.client import HTTPSConnection
+from collections.abc import Iterator
+from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiohttp
 import pytest
 from documents import ROOT, environment, examples
 
@@ -25,7 +24,6 @@ from holdfast.http.direct import UNREAD_SECONDS
 
 PAGE = (ROOT / "docs" / "howto" / "nginx.md").read_text()
 TOKEN = "operator-token-for-tests"
-OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
 
@@ -35,9 +33,6 @@ class Front(NamedTuple):
 
     port: int
     tls: ssl.SSLContext
-
-    def url(self, path: str) -> str:
-        return f"https://127.0.0.1:{self.port}{path}"
 
 
 def free_ports(count: int) -> list[int]:
@@ -153,91 +148,90 @@ def write_certificate(directory: Path) -> None:
 
 
 @pytest.fixture
-async def client(front: Front) -> AsyncIterator[Any]:
-    """Makes sessions that call from an address of the loopback network."""
-    sessions: list[aiohttp.ClientSession] = []
+def call(front: Front) -> Iterator[Any]:
+    """Calls from an address of the loopback network, each address on one connection: status and answer."""
+    connections: dict[str, HTTPSConnection] = {}
 
-    def of(address: str) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=front.tls, local_addr=(address, 0))
-        sessions.append(aiohttp.ClientSession(connector=connector, headers={"Accept-Language": "en"}))
-        return sessions[-1]
+    def ask(address: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, HTTPResponse]:
+        if address not in connections:
+            connections[address] = HTTPSConnection(
+                "127.0.0.1", front.port, context=front.tls, source_address=(address, 0), timeout=20
+            )
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        connections[address].request(method, path, None if body is None else json.dumps(body), sent)
+        answer = connections[address].getresponse()
+        return answer.status, answer
 
-    yield of
-    for session in sessions:
-        assert session.connector is not None
-        await session.connector.close(abort_ssl=True)
-        await session.close()
+    yield ask
+    for connection in connections.values():
+        connection.close()
 
 
-async def a_sale(front: Front, session: aiohttp.ClientSession, sale: str, **fields: Any) -> None:
+INSIDE = "127.0.0.1"
+
+
+def a_sale(call: Any, sale: str, **fields: Any) -> None:
     body = {"id": sale, "name": sale, "capacity": 10} | fields
-    async with session.post(front.url("/sales"), json=body, headers=OPERATOR) as answer:
-        assert answer.status == 201, await answer.text()
+    status, answer = call(INSIDE, "POST", "/sales", body, Authorization=f"Bearer {TOKEN}")
+    assert status == 201, answer.read()
+    answer.read()
 
 
-async def test_a_purchase_through_nginx(front: Front, client: Any) -> None:
-    session = client("127.0.0.1")
-    await a_sale(front, session, "through")
-    ann = {"X-Buyer-Fingerprint": "buyer-ann", "Idempotency-Key": "cart-77"}
-    async with session.post(front.url("/sales/through/tickets"), json={"quantity": 2}, headers=ann) as answer:
-        assert answer.status == 201
-        ticket = (await answer.json())["id"]
-    async with session.post(front.url(f"/tickets/{ticket}/payment"), headers=ann) as answer:
-        assert (answer.status, (await answer.json())["status"]) == (200, "purchased")
-        assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-Id"])
-    for path in ("/", "/readyz", "/docs", "/docs/errors", "/openapi.json"):
-        async with session.get(front.url(path)) as answer:
-            assert answer.status != 403, path
-            assert answer.headers["Strict-Transport-Security"]
+def test_a_purchase_through_nginx(call: Any) -> None:
+    a_sale(call, "through")
+    ann = {"X_Buyer_Fingerprint": "buyer-ann", "Idempotency_Key": "cart-77"}
+    status, answer = call(INSIDE, "POST", "/sales/through/tickets", {"quantity": 2}, **ann)
+    assert status == 201
+    ticket = json.loads(answer.read())["id"]
+    status, answer = call(INSIDE, "POST", f"/tickets/{ticket}/payment", **ann)
+    assert (status, json.loads(answer.read())["status"]) == (200, "purchased")
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-Id"])
+    assert answer.headers["Strict-Transport-Security"]
+    for path in ("/readyz", "/docs", "/docs/errors", "/docs/swagger-ui.css", "/openapi.json", "/sales/through"):
+        status, answer = call("127.0.0.1", "GET", path)
+        assert (status, bool(answer.read())) == (200, True), path
 
 
-async def test_the_address_of_the_client_is_believed_from_nginx_alone(front: Front, client: Any) -> None:
-    operator = client("127.0.0.1")
-    await a_sale(front, operator, "addresses", max_per_buyer=1)
+def test_the_address_of_the_client_is_believed_from_nginx_alone(call: Any) -> None:
+    a_sale(call, "addresses", max_per_buyer=1)
 
-    async def reserve(address: str, **headers: str) -> int:
-        async with client(address).post(
-            front.url("/sales/addresses/tickets"), json={"quantity": 1}, headers=headers
-        ) as answer:
-            return int(answer.status)
+    def reserve(address: str, **headers: str) -> int:
+        status, answer = call(address, "POST", "/sales/addresses/tickets", {"quantity": 1}, **headers)
+        answer.read()
+        return int(status)
 
-    assert await reserve("127.0.0.2") == 201
-    assert await reserve("127.0.0.2") == 409, "the same buyer"
-    assert await reserve("127.0.0.3") == 201, "another one"
-    assert await reserve("127.0.0.3", **{"X-Forwarded-For": "127.0.0.9"}) == 409, "who cannot say to be a third"
+    assert reserve("127.0.0.2") == 201
+    assert reserve("127.0.0.2") == 409, "the same buyer"
+    assert reserve("127.0.0.3") == 201, "another one"
+    assert reserve("127.0.0.3", X_Forwarded_For="127.0.0.9") == 409, "who cannot say to be a third"
 
 
-async def test_events_arrive_when_they_happen(front: Front, client: Any) -> None:
-    session = client("127.0.0.1")
-    await a_sale(front, session, "live")
-    async with session.get(front.url("/sales/live/stream")) as stream:
-        assert stream.status == 200
+def test_events_arrive_when_they_happen(call: Any) -> None:
+    a_sale(call, "live")
+    status, stream = call("127.0.0.4", "GET", "/sales/live/stream")
+    assert status == 200
 
-        async def counts() -> Any:
-            while not (line := await asyncio.wait_for(stream.content.readline(), 10)).startswith(b"data:"):
-                pass
-            return line
+    def counts() -> Any:
+        while not (line := stream.readline()).startswith(b"data:"):
+            assert line
+        return line
 
-        assert b'"reserved":0' in await counts()
-        # Without an end of the answer, and far from filling any buffer.
-        ann = {"X-Buyer-Fingerprint": "buyer-ann"}
-        async with session.post(front.url("/sales/live/tickets"), json={"quantity": 3}, headers=ann) as answer:
-            assert answer.status == 201
-        assert b'"reserved":3' in await counts()
+    assert b'"reserved":0' in counts()
+    # Without an end of the answer, and far from filling any buffer.
+    status, answer = call(INSIDE, "POST", "/sales/live/tickets", {"quantity": 3}, X_Buyer_Fingerprint="buyer-ann")
+    assert (status, bool(answer.read())) == (201, True)
+    assert b'"reserved":3' in counts()
 
 
-def test_who_asks_too_often_waits_and_who_watches_is_inside(front: Front) -> None:
+def test_who_asks_too_often_waits_and_who_watches_is_inside(call: Any) -> None:
     def statuses(address: str, *paths: str) -> list[int]:
-        connection = HTTPSConnection(
-            "127.0.0.1", front.port, context=front.tls, source_address=(address, 0), timeout=20
-        )
         found = []
         for path in paths:
-            connection.request("GET", path)
-            answer = connection.getresponse()
+            status, answer = call(address, "GET", path)
             answer.read()
-            found.append(answer.status)
-        connection.close()
+            found.append(status)
         return found
 
     crowd = statuses("127.0.0.7", *["/sales/nothing"] * 100)
