@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
 import sys
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from holdfast.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -51,3 +57,46 @@ def environment() -> dict[str, str]:
     """Ours without settings, and with this Python first."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
     return kept | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])}
+
+
+@contextlib.asynccontextmanager
+async def running(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that is ended in the end."""
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment())
+    try:
+        yield process
+    finally:
+        process.terminate()
+        await process.wait()
+        # Closes the pipe now, and not when it is collected.
+        process._transport.close()  # type: ignore[attr-defined]
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.01)
+
+
+async def lines_until(process: asyncio.subprocess.Process, last: str) -> list[str]:
+    """What a process prints, up to the line that has this in it."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not lines or last not in lines[-1]:
+        lines.append((await asyncio.wait_for(process.stdout.readline(), 10)).decode().rstrip("\n"))
+        assert lines[-1], "it ended"
+    return lines
+
+
+async def some_of_each(engine: Engine) -> tuple[list[str], str]:
+    """Tickets that are paid, cancelled and left alone, and one that runs out after all of them."""
+    await engine.create_sale("gig", name="The Gig", capacity=100, hold_ms=600)
+    await engine.create_sale("last", name="Last", capacity=1, hold_ms=1200)
+    tickets = [await engine.reserve("gig", buyer="ann", quantity=1) for _ in range(9)]
+    last = await engine.reserve("last", buyer="ann", quantity=1)
+    for paid in tickets[:3]:
+        await engine.confirm(paid.id, buyer="ann")
+    for cancelled in tickets[3:6]:
+        await engine.cancel(cancelled.id, buyer="ann")
+    return [ticket.id for ticket in tickets[6:]], last.id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import importlib
 import json
@@ -12,13 +11,27 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from documents import ADDRESS, PAGES, REDIS, ROOT, STORE, blocks, environment, examples, first_cells, rows
+from documents import (
+    ADDRESS,
+    PAGES,
+    REDIS,
+    ROOT,
+    STORE,
+    blocks,
+    environment,
+    examples,
+    first_cells,
+    lines_until,
+    rows,
+    running,
+    some_of_each,
+    until,
+)
 
 from holdfast import lua
 from holdfast.engine import Engine, HoldfastError, limits
@@ -346,49 +359,6 @@ def test_the_example_of_the_library(servers: Callable[[str], Any], any_binary: s
         timeout=30,
     )
     assert (done.returncode, done.stdout) == (0, every[at + 1].text), done.stderr
-
-
-@contextlib.asynccontextmanager
-async def running(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that is ended in the end."""
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment())
-    try:
-        yield process
-    finally:
-        process.terminate()
-        await process.wait()
-        # Closes the pipe now, and not when it is collected.
-        process._transport.close()  # type: ignore[attr-defined]
-
-
-async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        await asyncio.sleep(0.01)
-
-
-async def lines_until(process: asyncio.subprocess.Process, last: str) -> list[str]:
-    """What a process prints, up to the line that has this in it."""
-    assert process.stdout is not None
-    lines: list[str] = []
-    while not lines or last not in lines[-1]:
-        lines.append((await asyncio.wait_for(process.stdout.readline(), 10)).decode().rstrip("\n"))
-        assert lines[-1], "it ended"
-    return lines
-
-
-async def some_of_each(engine: Engine) -> tuple[list[str], str]:
-    """Tickets that are paid, cancelled and left alone, and one that runs out after all of them."""
-    await engine.create_sale("gig", name="The Gig", capacity=100, hold_ms=600)
-    await engine.create_sale("last", name="Last", capacity=1, hold_ms=1200)
-    tickets = [await engine.reserve("gig", buyer="ann", quantity=1) for _ in range(9)]
-    last = await engine.reserve("last", buyer="ann", quantity=1)
-    for paid in tickets[:3]:
-        await engine.confirm(paid.id, buyer="ann")
-    for cancelled in tickets[3:6]:
-        await engine.cancel(cancelled.id, buyer="ann")
-    return [ticket.id for ticket in tickets[6:]], last.id
 
 
 async def test_the_raw_subscriber_sees_what_ran_out_and_nothing_else(engine: Engine, redis_url: str) -> None:
