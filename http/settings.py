@@ -38,6 +38,8 @@ class Settings:
         directory.
     secret
         Keys the hashes of buyers and ticket ids. Without it, one is made once and kept.
+    config
+        The file in which settings are looked for (TOML, flat).
     """
 
     data_dir: Path = Path("holdfast-data")
@@ -46,6 +48,7 @@ class Settings:
     redis_server: str | None = None
     store: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)
+    config: Path = Path("holdfast.toml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

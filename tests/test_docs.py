@@ -57,6 +57,7 @@ README, API, STATES, KEYS, NOTIFICATIONS, STREAM = (
         "docs/stream.md",
     )
 )
+CLI = (ROOT / "docs" / "cli.md").read_text()
 
 
 # Nothing is missing, nothing is stale ---------------------------------------------------------------------------------
@@ -103,14 +104,30 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def test_every_command_is_documented_with_its_flags() -> None:
-    commands = {name for name in cli.app if not name.startswith("-")}
     documented = {row[0].strip("`"): row[1] for row in rows(README) if row[0].startswith("`holdfast ")}
-    assert set(documented) == {f"holdfast {name}" for name in commands}
+    commands = {" ".join(("holdfast", *words)): command for words, command in cli.commands()}
+    assert set(documented) == set(commands)
     settings = {field.name.replace("_", "-") for field in dataclasses.fields(ServeSettings)}
-    for name in commands:
-        names = {argument.name.removeprefix("--") for argument in cli.app[name].assemble_argument_collection()}
-        flags = names - settings - {"*"}  # the group of the settings itself
-        assert set(re.findall(r"`--([\w-]+)`", documented[f"holdfast {name}"])) == flags
+    for name, command in commands.items():
+        names = {argument.name for argument in command.assemble_argument_collection()}
+        flags = {flag.removeprefix("--") for flag in names if flag.startswith("--")} - settings
+        # A flag may bear the name of a setting of `serve`, and be another thing.
+        assert set(re.findall(r"`--([\w-]+)`", documented[name])) - settings == flags, name
+
+
+def test_every_exit_status_is_documented() -> None:
+    (section,) = re.findall(r"^## Exit statuses\n(.*?)^## ", CLI, re.MULTILINE | re.DOTALL)
+    assert [row[0] for row in rows(section) if row[0].isdigit()] == [
+        str(status) for status in (cli.OK, cli.FOUND_WRONG, cli.WRONG_CALL)
+    ]
+
+
+def test_every_flag_of_a_sale_is_documented() -> None:
+    (section,) = re.findall(r"^## Putting something on sale\n(.*?)^## ", CLI, re.MULTILINE | re.DOTALL)
+    documented = {flag for row in rows(section) for flag in re.findall(r"`(--[\w-]+)`", row[0])}
+    collection = cli.app["sale"]["create"].assemble_argument_collection()
+    flags = {each.name for each in collection if not each.keys and each.name.startswith("--")}
+    assert documented == flags - {"--json", "--*"}
 
 
 def test_every_limit_is_documented_with_its_value() -> None:
@@ -324,6 +341,19 @@ def test_the_tour_of_the_readme(served: Served) -> None:
         assert json.loads(listener.stdout.readline())["sale"] == "drop"
         listener.terminate()
     assert listener.returncode == 0
+
+
+def test_the_tour_of_the_command_line(served: Served) -> None:
+    every = blocks(CLI)
+    steps = [at for at, block in enumerate(every) if block.tested is not None]
+    assert len(steps) >= 3
+    _, outputs = run_shell(served, [every[at].text for at in steps])
+    for at, output in zip(steps, outputs, strict=True):
+        following = every[at + 1] if at + 1 < len(every) else None
+        if following is not None and following.tested is None and following.language in ("", "json"):
+            # The demo sale of the server that the tests start is listed, too.
+            lines = [line for line in output.splitlines() if not line.startswith(" demo")]
+            assert [line.rstrip() for line in lines] == following.text.rstrip().splitlines()
 
 
 @needs_curl

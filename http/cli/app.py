@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from cyclopts import App, Group, Parameter
-from cyclopts.argument import ArgumentCollection
+from cyclopts.argument import Argument, ArgumentCollection
 from cyclopts.config import Dict, Env
 from cyclopts.exceptions import CycloptsError
 
@@ -26,62 +26,113 @@ FOUND_WRONG: Final = 1
 #: A flag that does not exist, a value that can never be right, a sale that nobody knows.
 WRONG_CALL: Final = 2
 
-#: The settings file, in the directory in which the command is run.
+#: Families of commands whose own flags say what a sale or a ticket is: not settings, and in no variable or file.
+ABOUT_THINGS: Final = ("sale", "ticket")
+
+#: Flags of all commands that are no settings: how it is printed.
+NO_SETTINGS: Final = ("json",)
+
+#: The settings file, when none is named.
 SETTINGS_FILE: Final = Path("holdfast.toml")
 
 #: What the variables of all settings begin with.
 ENV_PREFIX: Final = "HOLDFAST_"
 
 
-# Settings from the file -----------------------------------------------------------------------------------------------
+# Settings from variables and the file ---------------------------------------------------------------------------------
 
 
-def _from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill what flag and environment left open from the settings file, which all commands share.
+def _from_variables(app: App, words: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    _VARIABLES(app, words, _settings_among(words, arguments))
+
+
+_VARIABLES: Final = Env(ENV_PREFIX, command=False)
+
+
+def _from_file(app: App, words: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill what flag and variable left open from the settings file, which all commands share.
 
     Raises
     ------
     CycloptsError: it cannot be read, or has a setting that no command knows.
     """
+    own = {name: argument for argument in _settings_among(words, arguments) for name in [_name(argument)]}
+    if "config" not in own:
+        return
+    named = own["config"].tokens
+    file = Path(named[0].value) if named else SETTINGS_FILE
     try:
-        settings = tomllib.loads(SETTINGS_FILE.read_text(encoding="utf-8"))
+        settings = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if named:
+            raise CycloptsError(msg=f"There is no settings file {file}.") from None
         return
     except OSError as error:
-        raise CycloptsError(msg=f"{SETTINGS_FILE} cannot be read: {error.strerror}.") from None
+        raise CycloptsError(msg=f"{file} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         # Not TOML, or not UTF-8.
-        raise CycloptsError(msg=f"{SETTINGS_FILE} cannot be read: {error}.") from None
-    known = _setting_names()
+        raise CycloptsError(msg=f"{file} cannot be read: {error}.") from None
+    known = _setting_names() - {"config"}
     for name in settings:
         if name.replace("_", "-") not in known:
-            raise CycloptsError(msg=f"{SETTINGS_FILE}: there is no setting '{name}'.")
-    own = _names(arguments)
+            raise CycloptsError(msg=f"{file}: there is no setting '{name}'.")
     here: dict[str, Any] = {name: value for name, value in settings.items() if name.replace("_", "-") in own}
     # Nested under the command: at the top, cyclopts would take the setting `recover` for the command of that name.
-    for command in reversed(commands):
-        here = {command: here}
-    Dict(here, source=str(SETTINGS_FILE))(app, commands, arguments)
+    for word in reversed(words):
+        here = {word: here}
+    Dict(here, source=str(file))(app, words, arguments)
 
 
 @cache
 def _setting_names() -> frozenset[str]:
-    return frozenset().union(*(_names(each.assemble_argument_collection()) for each in commands()))
+    return frozenset(
+        _name(argument)
+        for words, command in commands()
+        for argument in _settings_among(words, command.assemble_argument_collection())
+    )
 
 
-def _names(arguments: ArgumentCollection) -> frozenset[str]:
-    return frozenset(argument.name.removeprefix("--") for argument in arguments)
+def _settings_among(words: Sequence[str], arguments: ArgumentCollection) -> ArgumentCollection:
+    """Those of a command's arguments that are settings: what the dataclasses of settings have, and most flags."""
+    about_a_thing = words[0] in ABOUT_THINGS
+    some = arguments.copy()
+    some[:] = [each for each in arguments if each.keys or not (about_a_thing or _name(each) in NO_SETTINGS)]
+    return some
+
+
+def _name(argument: Argument) -> str:
+    return argument.name.removeprefix("--")
+
+
+_given: dict[str, str] = {}
+
+
+def _remember(app: App, words: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    _given.clear()
+    _given.update({_name(argument): argument.tokens[0].source for argument in arguments if argument.tokens})
+
+
+def given() -> Mapping[str, str]:
+    """Where each setting of the command that runs came from: `cli`, `env` or the file's path; not those left out."""
+    return _given
 
 
 # Commands -------------------------------------------------------------------------------------------------------------
+
+HELP: Final = Group("Help", sort_key=9)
 
 app = App(
     name="holdfast",
     help="Sell scarce things under a stampede: reserve, pay, expire, and never sell one twice.",
     version=lambda: _version(),
-    default_parameter=Parameter(negative=()),
-    config=[Env(ENV_PREFIX, command=False), _from_file],
+    default_parameter=Parameter(negative=(), show_default=lambda value: default_text(value)),
+    config=[_from_variables, _from_file, _remember],
 )
+
+
+def default_text(value: object) -> str | None:
+    """A default as the help shows it: not that a flag is off, or that there is none of something."""
+    return None if value is False or value == () else str(value)
 
 
 def _version() -> str:
@@ -100,23 +151,32 @@ def _command(name: str, module: str, group: Group, sentence: str) -> None:
     app.command(f"{__package__}.{module}:{name}", name=name, group=group, help=sentence)
 
 
+for _flag in ("--help", "--version"):
+    app[_flag].group = HELP
+
 SERVING: Final = Group("Serving", sort_key=1)
-CARE: Final = Group("Care", sort_key=3)
-WATCHING: Final = Group("Watching", sort_key=4)
+SELLING: Final = Group("Selling", sort_key=2)
+WATCHING: Final = Group("Watching", sort_key=3)
+CARE: Final = Group("Care", sort_key=4)
 
 _command("serve", "serve", SERVING, "Serve the HTTP API until Ctrl-C or SIGTERM.")
+_command("settings", "settings", SERVING, "Show every setting, its value, and where that came from.")
+_command("sale", "sale", SELLING, "Put things on sale, look at them, change them while they sell.")
+_command("ticket", "ticket", SELLING, "Look at a ticket.")
+_command("tail", "tail", WATCHING, "Print every transition as it happens, until Ctrl-C.")
+_command("listen", "listen", WATCHING, "Print each expired ticket as one line of JSON, until Ctrl-C.")
 _command("recover", "care", CARE, "Rebuild from the store what Redis has lost.")
 _command("audit", "care", CARE, "Compare what Redis counts with what the ledger tells, and change nothing.")
-_command("listen", "listen", WATCHING, "Print each expired ticket as one line of JSON, until Ctrl-C.")
+_command("snapshot", "care", CARE, "Copy what is new into the store now, and say how much it was.")
 
 
-def commands(of: App = app) -> Iterator[App]:
-    """Every command that can be called, `sale create` as well as `serve`; loads them all."""
+def commands(of: App = app, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:
+    """Every command that can be called, as its words (`sale`, `create`) and itself; loads them all."""
     for name in of:
         if not name.startswith("-"):
             if of[name].default_command is not None:
-                yield of[name]
-            yield from commands(of[name])
+                yield (*words, name), of[name]
+            yield from commands(of[name], (*words, name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _name_unknown_variables()
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        # Here, where a reader who has gone is no mistake, and not when the interpreter ends.
+        sys.stdout.flush()
     except CycloptsError as error:
         return _complain(str(error), WRONG_CALL)
     except BrokenPipeError:
@@ -142,10 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return OK
     except Exception as error:
-        status = _status_of(error)
-        if status is None:
+        refused = _refusal(error)
+        if refused is None:
             raise
-        return _complain(str(error), status)
+        return _complain(*refused)
     return status if isinstance(status, int) else OK
 
 
@@ -157,13 +219,37 @@ def _name_unknown_variables() -> None:
             print(f"holdfast: {name} is set, and there is no such setting", file=sys.stderr)
 
 
-def _status_of(error: Exception) -> int | None:
-    """The exit status of a refusal of the engine; None for what is none."""
-    from holdfast.engine import ConfigurationError, HoldfastError
+def _refusal(error: Exception) -> tuple[str, int] | None:
+    """A refusal of the engine as it is told here, and the exit status; None for what is none."""
+    from holdfast.engine import (
+        ConfigurationError,
+        DurabilityUnavailable,
+        HoldfastError,
+        InvalidRequest,
+        SaleExists,
+        UnknownSale,
+        UnknownTicket,
+    )
 
-    if not isinstance(error, HoldfastError):
-        return None
-    return WRONG_CALL if isinstance(error, ConfigurationError) else FOUND_WRONG
+    if isinstance(error, InvalidRequest):
+        mistakes = (f"{_place(pointer)} {detail}" for pointer, detail in error.mistakes)
+        return "; ".join(mistakes), WRONG_CALL
+    if isinstance(error, (ConfigurationError, DurabilityUnavailable, SaleExists, UnknownSale, UnknownTicket)):
+        return str(error), WRONG_CALL
+    return (str(error), FOUND_WRONG) if isinstance(error, HoldfastError) else None
+
+
+#: What a field of the engine's calls is called on the command line, where that is not its own name.
+_FLAGS: Final = {"id": "SALE", "hold_ms": "--hold"}
+
+
+def _place(pointer: str) -> str:
+    """A place in the arguments of the engine's call as it was typed: `--hold`, or `--item, number 2: sku`."""
+    field, _, rest = pointer.removeprefix("/").partition("/")
+    if field == "items" and rest:
+        at, _, part = rest.partition("/")
+        return f"--item, number {int(at) + 1}: {part}"
+    return _FLAGS.get(field, f"--{field.replace('_', '-')}")
 
 
 def _complain(sentence: str, status: int) -> int:

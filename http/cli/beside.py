@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,7 +22,7 @@ CANCEL_AGAIN_SECONDS: Final = 0.05
 T = TypeVar("T")
 
 
-def beside_server(settings: Settings, *, only_reads: bool = False) -> Engine:
+def beside_server(settings: Settings, *, only_reads: bool = False, begins: bool = False) -> Engine:
     """An engine on the Redis of a server that runs on this data directory, or on one of its own when none runs.
 
     Beside a server it leaves sweeping and snapshots to it.
@@ -30,8 +30,9 @@ def beside_server(settings: Settings, *, only_reads: bool = False) -> Engine:
     Parameters
     ----------
     only_reads: it does neither, wherever it is, and asks Redis for no announcements.
+    begins: its command may be the first that is called for a deployment.
     """
-    url = settings.redis or running_url(existing(settings.data_dir))
+    url = settings.redis or running_url(existing(settings.data_dir, begins=begins))
     alone = url is None
     works = alone and not only_reads
     # On the private Redis of a running server, the secret that this server made; elsewhere the engine knows.
@@ -50,6 +51,18 @@ def beside_server(settings: Settings, *, only_reads: bool = False) -> Engine:
     )
 
 
+def on_engine(
+    settings: Settings | None, work: Callable[[Engine], Awaitable[T]], *, only_reads: bool = False, begins: bool = False
+) -> T:
+    """What the work of a command results in, on the engine of `beside_server`."""
+
+    async def run() -> T:
+        async with beside_server(settings or Settings(), only_reads=only_reads, begins=begins) as engine:
+            return await work(engine)
+
+    return asyncio.run(run())
+
+
 async def server_on(settings: Settings) -> bool:
     """Waits until a server runs on the data directory. A listener does not become one: it would lock the server out."""
     data_dir, said = settings.data_dir, False
@@ -61,7 +74,7 @@ async def server_on(settings: Settings) -> bool:
     return True
 
 
-def existing(data_dir: Path) -> Path:
+def existing(data_dir: Path, *, begins: bool = False) -> Path:
     """The data directory, which a command beside a server must not make: a slip would look like an empty shop.
 
     Raises
@@ -69,7 +82,8 @@ def existing(data_dir: Path) -> Path:
     ConfigurationError: there is none.
     """
     if not data_dir.is_dir():
-        raise ConfigurationError(f"There is no data directory {data_dir}; name the server's with --data-dir.")
+        new = f", or make a new one (mkdir {data_dir})" if begins else ""
+        raise ConfigurationError(f"There is no data directory {data_dir}; name the server's with --data-dir{new}.")
     return data_dir
 
 

@@ -1,4 +1,4 @@
-"""`holdfast recover` and `audit`: what an operator does for sales that are there."""
+"""`holdfast recover`, `audit` and `snapshot`: what an operator does for sales that are there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from cyclopts import App, Parameter
 from ..settings import Settings
 from ..signals import stop_signal
 from .app import FOUND_WRONG, OK
-from .beside import beside_server, place, until
+from .beside import beside_server, on_engine, place, until
+from .output import Json, print_json
 
 recover = App(
     name="recover",
@@ -99,3 +100,29 @@ async def _audit(settings: Settings, sales: tuple[str, ...], tickets: bool) -> i
         return FOUND_WRONG
     print(report if report.slots else f"There are no sales in {place(settings)}.")
     return OK if report.clean else FOUND_WRONG
+
+
+snapshot = App(
+    name="snapshot",
+    help_epilogue="""\
+Examples:
+
+    holdfast snapshot
+    holdfast snapshot --json
+""",
+)
+
+
+@snapshot.default
+def _snapshot_command(*, json: Json = False, settings: Annotated[Settings | None, Parameter(name="*")] = None) -> int:
+    """Copy what is new into the store now, and say how much it was.
+
+    The server does so every second by itself. When this returns, the store's tables have everything that was sold
+    before it was called.
+    """
+    copied = on_engine(settings, lambda engine: engine.snapshot())
+    if json:
+        print_json([{"copied": copied}])
+    else:
+        print(f"{copied} transition{'' if copied == 1 else 's'} copied.")
+    return OK

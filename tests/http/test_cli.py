@@ -214,6 +214,8 @@ def test_the_list_of_commands_needs_neither_the_engine_nor_the_server() -> None:
 
 def test_commands_that_are_listed_say_what_they_do() -> None:
     # The list has sentences of its own, so that it needs none of the commands loaded.
-    for command in commands():
+    for words, command in commands():
         assert command.default_command is not None
+        if len(words) > 1:
+            continue
         assert inspect.getdoc(command.default_command).splitlines()[0] == command.help  # type: ignore[union-attr]

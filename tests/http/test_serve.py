@@ -177,7 +177,7 @@ def test_listen_and_recover_beside_a_server(start: Start) -> None:
     assert (status, out, err) == (0, "There is nothing to recover: the sales in holdfast-data are ready.\n", "")
     assert call(f"{address}/readyz") == {"status": "ready"}
     status, out, err = start("recover", "--sale", "nope").end()
-    assert (status, out, err) == (1, "", "holdfast: There is no sale 'nope'.\n")
+    assert (status, out, err) == (2, "", "holdfast: There is no sale 'nope'.\n")
 
 
 def test_audit_beside_a_server(start: Start, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_audit_beside_a_server(start: Start, tmp_path: Path) -> None:
         assert (status, err) == (1, "")
         assert out.startswith("one, item 'general': Redis has 4 available, 1 reserved, 0 purchased, the ledger 3 avail")
         assert start("audit", "--sale", "two").end()[0] == 0
-        assert start("audit", "--sale", "nope").end() == (1, "", "holdfast: There is no sale 'nope'.\n")
+        assert start("audit", "--sale", "nope").end() == (2, "", "holdfast: There is no sale 'nope'.\n")
         # What it found can be repaired while the server runs, and by the server's own Redis.
         status, out, _ = start("recover", "--sale", "one").end()
         assert (status, "1 tickets put back, 2 units held" in out, "nothing" in out) == (0, True, True)
