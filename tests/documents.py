@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,3 +102,64 @@ async def some_of_each(engine: Engine) -> tuple[list[str], str]:
     for cancelled in tickets[3:6]:
         await engine.cancel(cancelled.id, buyer="ann")
     return [ticket.id for ticket in tickets[6:]], last.id
+
+
+class Served(NamedTuple):
+    """A server as the README starts it: the directory that it was started in, its address, and what it printed."""
+
+    directory: Path
+    address: str
+    printed: list[str]
+    process: subprocess.Popen[str]
+
+
+@contextlib.contextmanager
+def serving(directory: Path) -> Iterator[Served]:
+    """A server in a directory, that ends in good order unless somebody has killed it."""
+    command = ["holdfast", "serve", "--demo", "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=directory, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    printed: list[str] = []
+    try:
+        while len([line for line in printed if line.startswith("  curl")]) < 3:
+            line = process.stdout.readline()
+            assert line, "it did not start"
+            printed.append(line.rstrip("\n"))
+        yield Served(directory, printed[0].rpartition(" ")[2], printed, process)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(20)
+        process.stdout.close()
+    assert process.returncode in (0, -9)
+
+
+def run_shell(served: Served, pieces: list[str], seconds: float = 50) -> tuple[list[list[int]], list[str]]:
+    """Runs pieces of shell one after the other in one shell; of each the statuses of its calls, and its output."""
+    script = [
+        "set -eu",
+        """curl() { command curl "$@" -w '%{stderr}%{http_code} '; }""",
+        *(f"{piece.replace(ADDRESS, served.address)}\necho; echo ---; echo --- >&2" for piece in pieces),
+    ]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=served.directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stderr
+    statuses = [[int(word) for word in part.split() if word.isdigit()] for part in done.stderr.split("---\n")[:-1]]
+    return statuses, [part.strip() for part in done.stdout.split("---\n")[:-1]]
+
+
+#: Members that differ from run to run.
+VOLATILE = ("id", "reserved_at", "expires_at", "expires_in_ms", "purchased_at", "request_id", "retry_after_ms")
+
+
+def steady(text: str) -> Any:
+    """An answer without what differs from run to run."""
+    return json.loads(text, object_hook=lambda value: {k: "..." if k in VOLATILE else v for k, v in value.items()})

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from documents import (
@@ -22,14 +22,18 @@ from documents import (
     REDIS,
     ROOT,
     STORE,
+    Served,
     blocks,
     environment,
     examples,
     first_cells,
     lines_until,
     rows,
+    run_shell,
     running,
+    serving,
     some_of_each,
+    steady,
     until,
 )
 
@@ -229,6 +233,17 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "index.md"
+    targets = re.findall(r"\]\(([^)\s#]+)", index.read_text())
+    linked = {(index.parent / target).resolve() for target in targets if "://" not in target}
+    assert linked >= set(PAGES) - {index}
+
+
+def test_the_readme_leads_to_the_index() -> None:
+    assert "](docs/index.md)" in README
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -251,62 +266,10 @@ def test_examples_in_json_are_json(page: Path) -> None:
 # Examples run ---------------------------------------------------------------------------------------------------------
 
 
-class Served(NamedTuple):
-    """A server as the README starts it: the directory that it was started in, its address, and what it printed."""
-
-    directory: Path
-    address: str
-    printed: list[str]
-
-
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    command = [sys.executable, "-m", "holdfast.http.cli", "serve", "--demo", "--port", "0"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    printed: list[str] = []
-    try:
-        while len([line for line in printed if line.startswith("  curl")]) < 3:
-            line = process.stdout.readline()
-            assert line, "it did not start"
-            printed.append(line.rstrip("\n"))
-        yield Served(tmp_path, printed[0].rpartition(" ")[2], printed)
-    finally:
-        process.terminate()
-        process.wait(20)
-        process.stdout.close()
-    assert process.returncode == 0
-
-
-def run_shell(served: Served, pieces: list[str]) -> tuple[list[list[int]], list[str]]:
-    """Runs pieces of shell one after the other in one shell; of each the statuses of its calls, and its output."""
-    script = [
-        "set -eu",
-        """curl() { command curl "$@" -w '%{stderr}%{http_code} '; }""",
-        *(f"{piece.replace(ADDRESS, served.address)}\necho; echo ---; echo --- >&2" for piece in pieces),
-    ]
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)],
-        cwd=served.directory,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    assert done.returncode == 0, done.stderr
-    statuses = [[int(word) for word in part.split()] for part in done.stderr.split("---\n")[:-1]]
-    return statuses, [part.strip() for part in done.stdout.split("---\n")[:-1]]
-
-
-#: Members that differ from run to run.
-VOLATILE = ("id", "reserved_at", "expires_at", "expires_in_ms", "purchased_at", "request_id", "retry_after_ms")
-
-
-def steady(text: str) -> Any:
-    """An answer without what differs from run to run."""
-    return json.loads(text, object_hook=lambda value: {k: "..." if k in VOLATILE else v for k, v in value.items()})
+    with serving(tmp_path) as server:
+        yield server
 
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
