@@ -54,6 +54,9 @@ class UnknownSale(HoldfastError):
         super().__init__(f"There is no sale '{sale}'.")
         self.sale = sale
 
+    def details(self) -> dict[str, object]:
+        return {"sale": self.sale}
+
 
 class UnknownTicket(HoldfastError):
     """No ticket has this id."""
@@ -71,6 +74,10 @@ class SaleExists(HoldfastError):
 
     def __init__(self, sale: str) -> None:
         super().__init__(f"A different sale '{sale}' exists already; amend it, or choose another id.")
+        self.sale = sale
+
+    def details(self) -> dict[str, object]:
+        return {"sale": self.sale}
 
 
 class CapacityInUse(HoldfastError):
@@ -233,7 +240,7 @@ class DurabilityUnavailable(HoldfastError):
         self.reason = reason
 
     def details(self) -> dict[str, object]:
-        return {"durability": self.durability.value}
+        return {"durability": self.durability.value, "reason": self.reason}
 
 
 class IdempotencyKeyReused(HoldfastError):
@@ -262,7 +269,7 @@ class NotReady(HoldfastError):
         self.retry_after_ms = retry_after_ms
 
     def details(self) -> dict[str, object]:
-        return {"retry_after_ms": self.retry_after_ms}
+        return {"reason": self.reason, "retry_after_ms": self.retry_after_ms}
 
 
 class Overloaded(HoldfastError):

@@ -133,6 +133,7 @@ class EntryProblem(TypedDict):
     detail: Annotated[str, Field(description="What is wrong here, for people.")]
     code: Annotated[str, Field(description="What programs decide by.")]
     errors: NotRequired[Annotated[list[Mistake], Field(description="Each mistake, and a JSON pointer to it.")]]
+    sale: NotRequired[Annotated[str, Field(description="The sale that it is about.")]]
     sku: NotRequired[Annotated[str, Field(description="The item that it is about.")]]
     available: NotRequired[Annotated[Units, Field(description="Units of this item that are free now.")]]
     in_use: NotRequired[Annotated[Units, Field(description="Units of this item that are held or sold.")]]
@@ -144,6 +145,7 @@ class EntryProblem(TypedDict):
         Annotated[Units, Field(description="When to try again, milliseconds; the header `Retry-After` has seconds.")]
     ]
     ticket: NotRequired[Annotated[TicketAnswer, Field(description="The ticket as it stands.")]]
+    reason: NotRequired[Annotated[str, Field(description="What is not ready or cannot be had, for an operator.")]]
     reasons: NotRequired[Annotated[list[str], Field(description="At `/readyz`: everything that is not ready.")]]
 
 

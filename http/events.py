@@ -1,0 +1,35 @@
+"""Server-sent events as they are read from a connection (WHATWG HTML, section 9.2)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple
+
+#: What an answer with events calls itself.
+MEDIA_TYPE: Final = "text/event-stream"
+
+
+class Event(NamedTuple):
+    """One event; `id` is empty when it has none of its own."""
+
+    name: str
+    id: str
+    data: str
+
+
+async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+    """The events in what arrives, piece by piece; what ends in the middle of one is no event."""
+    rest = b""
+    fields: dict[str, str] = {}
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            text = line.removesuffix(b"\r").decode()
+            if text:
+                name, _, value = text.partition(":")
+                value = value.removeprefix(" ")
+                fields[name] = f"{fields[name]}\n{value}" if name == "data" and "data" in fields else value
+            else:
+                if "data" in fields:
+                    yield Event(fields.get("event", "message"), fields.get("id", ""), fields["data"])
+                fields = {}
