@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 import time
@@ -260,6 +263,29 @@ def test_tail_tells_every_transition_as_it_happens(
         process.terminate()
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_tail_on_a_terminal_is_for_people(run: Run, deployment: list[str], tmp_path: Path) -> None:
+    run("sale", "create", "gig", "--name", "Gig", "--capacity", "9")
+    (paid,) = buy(deployment, "confirm")
+    terminal, its_end = pty.openpty()
+    command = [sys.executable, "-m", "holdfast.http.cli", "tail", "--from-start", *deployment]
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=its_end, stderr=subprocess.DEVNULL, env=environment | {"TERM": "xterm-256color"}
+    ) as process:
+        os.close(its_end)
+        shown = b""
+        while b"purchased" not in shown or b"pay_1" not in shown:
+            shown += os.read(terminal, 4096)
+        process.terminate()
+        assert process.wait(20) == 0
+    os.close(terminal)
+    text = shown.decode()
+    assert "\x1b[" in text
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert re.search(rf"\d\d:\d\d:\d\d\.\d{{3}}  purchased  {paid.id}  1 of general \(pay_1\)  gig 1-3", plain)
+    assert "Gig: 9 of general, held 900 s" in plain
 
 
 def test_a_reader_who_has_gone_is_no_mistake(

@@ -369,3 +369,24 @@ async def test_running_requests_are_finished(
         with pytest.raises(ClientConnectionError):
             await session.get(f"http://127.0.0.1:{port}/healthz")
     assert "a-token-of-the-operator" not in capsys.readouterr().out
+
+
+def test_sales_from_the_command_line_beside_a_server_and_without_one(start: Start) -> None:
+    server = start("serve", "--port", "0", "--data-dir", "data")
+    address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+    command = ("sale", "create", "gig", "--name", "Gig", "--capacity", "3", "--data-dir", "data", "--json")
+    status, out, err = start(*command).end()
+    assert (status, err) == (0, "")
+    assert call(f"{address}/sales/gig") == json.loads(out)
+    ticket = call(f"{address}/sales/gig/tickets", "POST", {"quantity": 1})
+    status, out, err = start("ticket", "show", ticket["id"], "--data-dir", "data").end()
+    assert (status, err) == (0, "")
+    assert "reserved" in out
+    assert server.end(signal.SIGTERM)[0] == 0
+    # Alone, on a Redis of its own, which is gone again when the next server starts.
+    status, out, err = start("sale", "amend", "gig", "--capacity", "5", "--data-dir", "data", "--json").end()
+    assert (status, err) == (0, "")
+    assert (json.loads(out)["capacity"], json.loads(out)["reserved"]) == (5, 1)
+    server = start("serve", "--port", "0", "--data-dir", "data")
+    address = server.until(r"serves on (http://127\.0\.0\.1:\d+)$")[1]
+    assert call(f"{address}/sales/gig")["available"] == 4
