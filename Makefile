@@ -27,7 +27,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	@$(call MAKE_VENV,$(VENV))
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test,lint]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test,lint,load]'
 	@touch $@
 
 # One plain command, which make runs without a shell: Ctrl-C reaches the server, and its exit status is make's.
@@ -63,7 +63,7 @@ lint: $(INSTALLED) $(TYPES_INSTALLED)
 $(TYPES_INSTALLED): pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	@$(call MAKE_VENV,$(TYPES))
-	@$(TYPES)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation '.[lint]'
+	@$(TYPES)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation '.[lint,load]'
 	@touch $@
 
 format: $(INSTALLED)

@@ -168,6 +168,7 @@ _command("listen", "listen", WATCHING, "Print each expired ticket as one line of
 _command("recover", "care", CARE, "Rebuild from the store what Redis has lost.")
 _command("audit", "care", CARE, "Compare what Redis counts with what the ledger tells, and change nothing.")
 _command("snapshot", "care", CARE, "Copy what is new into the store now, and say how much it was.")
+_command("load", "load", CARE, "Drive a server with buyers, and judge it by what they were told.")
 
 
 def commands(of: App = app, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:
