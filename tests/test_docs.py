@@ -307,6 +307,8 @@ def test_the_tour_of_the_readme(served: Served) -> None:
     assert listener.returncode == 0
 
 
+# Every command is a process, which takes seconds on a machine with other work.
+@pytest.mark.timeout(240)
 def test_the_tour_of_the_command_line(served: Served) -> None:
     every = blocks(CLI)
     steps = [at for at, block in enumerate(every) if block.tested is not None]
