@@ -313,7 +313,7 @@ def test_the_tour_of_the_command_line(served: Served) -> None:
     every = blocks(CLI)
     steps = [at for at, block in enumerate(every) if block.tested is not None]
     assert len(steps) >= 3
-    _, outputs = run_shell(served, [every[at].text for at in steps])
+    _, outputs = run_shell(served, [every[at].text for at in steps], seconds=200)
     for at, output in zip(steps, outputs, strict=True):
         following = every[at + 1] if at + 1 < len(every) else None
         if following is not None and following.tested is None and following.language in ("", "json"):
