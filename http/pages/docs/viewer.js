@@ -4,7 +4,6 @@
 SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#viewer",
-  deepLinking: true,
   docExpansion: "list",
   defaultModelsExpandDepth: 0,
   displayRequestDuration: true,
