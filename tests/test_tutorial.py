@@ -1,0 +1,89 @@
+"""docs/tutorial.md: done as it says, from the first command to the last."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from documents import ADDRESS, ROOT, Block, Served, blocks, environment, run_shell, serving, steady
+
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+
+#: What ends the server: whoever reads the page has one, and this machine may have several.
+KILL = "kill -9 $(pgrep -f 'holdfast serve')"
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+
+
+def shown(every: list[Block], at: int) -> str | None:
+    """The output that stands behind a block, if one does."""
+    following = every[at + 1]
+    return following.text.rstrip() if following.tested is None and following.language in ("", "json") else None
+
+
+def compare(every: list[Block], at: int, output: str) -> bool:
+    """Hold an output against the one in the page, but for ids and times; False when the page has none."""
+    expected = shown(every, at)
+    if expected is None or expected.startswith("make "):
+        return False
+    if every[at + 1].language == "json":
+        assert list(map(steady, output.splitlines())) == list(map(steady, expected.splitlines()))
+    else:
+        assert [line.rstrip() for line in output.splitlines()] == [line.rstrip() for line in expected.splitlines()]
+    return True
+
+
+def command_line(served: Served) -> str:
+    return Path(f"/proc/{served.process.pid}/cmdline").read_text().replace("\0", " ")
+
+
+@pytest.mark.timeout(240)
+def test_the_tutorial(tmp_path: Path) -> None:
+    every = blocks(TUTORIAL)
+    steps = [at for at, block in enumerate(every) if block.tested is not None and block.language == "sh"]
+    (killing,) = (at for at in steps if KILL in every[at].text)
+    with serving(tmp_path) as served:
+        assert "holdfast serve" in command_line(served)
+        first = [at for at in steps if at <= killing]
+        pieces = [
+            every[at]
+            .text.replace(KILL, f"kill -9 {served.process.pid}")
+            .replace("holdfast load", f"holdfast load --url {served.address}")
+            for at in first
+        ]
+        statuses, outputs = run_shell(served, pieces, seconds=150)
+        assert statuses == [every[at].tested for at in first]
+        compared = sum(
+            compare(every, at, output)
+            for at, output in zip(first, outputs, strict=True)
+            if "load" not in every[at].text
+        )
+        assert compared >= 4
+        (load,) = (output for at, output in zip(first, outputs, strict=True) if "holdfast load" in every[at].text)
+        verdict = "GOOD: 10 checks passed"
+        assert verdict in load
+        assert verdict in TUTORIAL
+        assert list(tmp_path.glob("holdfast-load-*.html"))
+    assert served.process.returncode == -9
+    with serving(tmp_path) as served:
+        last = [at for at in steps if at > killing]
+        _, outputs = run_shell(served, [every[at].text for at in last])
+        assert [compare(every, at, output) for at, output in zip(last, outputs, strict=True)] == [True] * len(last)
+
+
+def test_the_engine_in_the_tutorial(tmp_path: Path) -> None:
+    every = blocks(TUTORIAL)
+    (at,) = (at for at, block in enumerate(every) if block.language == "python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", every[at].text],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (0, every[at + 1].text), done.stderr
