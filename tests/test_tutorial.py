@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from documents import ADDRESS, ROOT, Block, Served, blocks, environment, run_shell, serving, steady
+from documents import ROOT, Block, Served, blocks, environment, run_shell, serving, steady
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 
