@@ -178,8 +178,10 @@ def scenario_of(preset: str | None, path: Path | None, flags: Mapping[str, Any])
             raise ConfigurationError(f"{path} names the preset '{named}' already; leave '{preset}' out.")
         preset = preset or named
         fields.setdefault("name", preset or "custom")
-    elif preset is None:
-        raise ConfigurationError(f"Name a scenario ({', '.join(PRESETS)}), or a file with --scenario.")
+    elif preset is None and not flags:
+        raise ConfigurationError(
+            f"Name a scenario ({', '.join(PRESETS)}), a file with --scenario, or its fields as flags."
+        )
     if preset is not None:
         if preset not in PRESETS:
             raise ConfigurationError(f"There is no scenario '{preset}'; there are {', '.join(PRESETS)}.")

@@ -64,7 +64,8 @@ def test_a_file_that_cannot_be_right_is_told_in_one_line(tmp_path: Path, text: s
 
 def test_a_scenario_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="Name a scenario"):
-        scenario_of(None, None, {"buyers": 3})
+        scenario_of(None, None, {})
+    assert scenario_of(None, None, {"buyers": 3}) == Scenario(buyers=3)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         scenario_of(None, tmp_path / "none.toml", {})
     with pytest.raises(ConfigurationError, match="There is no scenario 'flood'"):
