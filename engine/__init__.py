@@ -29,6 +29,7 @@ from holdfast.engine.errors import (
 from holdfast.engine.recovery import RecoveryReport, SlotReport
 from holdfast.engine.tail import Tail
 from holdfast.engine.values import (
+    Condition,
     Durability,
     Expiration,
     Item,
@@ -54,6 +55,7 @@ __all__ = [
     "AuditReport",
     "CapacityInUse",
     "Closed",
+    "Condition",
     "ConfigurationError",
     "Durability",
     "DurabilityUnavailable",

@@ -6,10 +6,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, Overloaded
 from holdfast.engine.limits import BATCH_CHARS_MAX, BATCH_MAX, QUEUE_MAX
+from holdfast.engine.meters import BatchMeter
 
 log = logging.getLogger("holdfast.engine")
 
@@ -81,6 +84,7 @@ class Batcher:
     ----------
     run: takes a batch of calls and answers the waiter of each; when it raises, all of them hear that.
     batch_max: calls in one batch. queue_max: calls that may wait.
+    meter: counts the batches; None counts them for nobody.
 
     Attributes
     ----------
@@ -92,8 +96,10 @@ class Batcher:
         run: Callable[[Sequence[Call]], Awaitable[None]],
         batch_max: int = BATCH_MAX,
         queue_max: int = QUEUE_MAX,
+        meter: BatchMeter | None = None,
     ) -> None:
         self._run = run
+        self._meter = meter or BatchMeter()
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._waiting: deque[Call] = deque()
@@ -118,18 +124,26 @@ class Batcher:
         self._waiting.append(call)
         if self._task is None:
             # The task starts after those who are ready to run now: they join this first batch.
-            self._task = asyncio.create_task(self._drain())
+            self._begin()
 
     def put_all(self, calls: Sequence[Call]) -> None:
         """Queues many calls, in their order; those for whom there is no room hear why, as `put` would raise it."""
         room = 0 if self.refusal is not None else max(0, self._queue_max - len(self._waiting))
         self._waiting.extend(calls[:room])
         if self._task is None and self._waiting:
-            self._task = asyncio.create_task(self._drain())
+            self._begin()
         if room < len(calls):
             refusal = self.refusal or Overloaded()
             for call in calls[room:]:
                 tell(call[-1], refusal)
+
+    def _begin(self) -> None:
+        # In a context of its own: what goes wrong in a batch is not the request's that happened to begin it.
+        self._task = asyncio.create_task(self._drain(), context=Context())
+
+    def waiting(self) -> int:
+        """Calls that wait for their batch."""
+        return len(self._waiting)
 
     def _take(self) -> list[Call]:
         batch: list[Call] = []
@@ -143,6 +157,7 @@ class Batcher:
 
     async def _drain(self) -> None:
         while batch := self._take():
+            began = perf_counter()
             try:
                 await self._run(batch)
             except BaseException as error:
@@ -152,6 +167,7 @@ class Batcher:
                 if passed_on is not error:
                     self._task = None
                     raise
+            self._meter.ran(len(batch), perf_counter() - began)
         self._task = None
 
     async def drained(self) -> None:

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 from holdfast.engine.batcher import tell
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.errors import DurabilityUnavailable, HoldfastError, NotReady, OutcomeUnknown
+from holdfast.engine.meters import Meters
 from holdfast.engine.scripts import Scripts
 from holdfast.engine.snapshot import Snapshot
 from holdfast.engine.store import Cursor, StoreError
@@ -67,7 +68,8 @@ class Assurance:
     replicas: how many must have a payment at `replica`.
     """
 
-    def __init__(self, server: Server, scripts: Scripts, snapshot: Snapshot, replicas: int) -> None:
+    def __init__(self, server: Server, scripts: Scripts, snapshot: Snapshot, replicas: int, meters: Meters) -> None:
+        self._meters = meters
         self._server = server
         self._scripts = scripts
         self._snapshot = snapshot
@@ -207,7 +209,7 @@ class Assurance:
                     # Those who came meanwhile as well: a store that is silent may be so for long.
                     for payment in (*group, *pending):
                         if loop.time() >= payment.give_up:
-                            payment.not_reached()
+                            self._give_up(payment)
                 proof = proving.result()
                 # Compared last: whatever took the server's place while we waited was noticed on the way.
                 generation, now = self._server.generation, loop.time()
@@ -218,7 +220,7 @@ class Assurance:
                     elif proof.covers(payment):
                         payment.reached()
                     elif now >= payment.give_up:
-                        payment.not_reached()
+                        self._give_up(payment)
                     elif not payment.done():
                         again.append(payment)
                 pending += again
@@ -232,6 +234,12 @@ class Assurance:
             pending.clear()
         finally:
             del self._tasks[level]
+
+    def _give_up(self, payment: Assured) -> None:
+        """Has a payment that has waited long enough told of as it is."""
+        if not payment.done():
+            self._meters.below_durability += 1
+        payment.not_reached()
 
     async def _prove(self, level: Durability, group: Sequence[Assured]) -> Proof:
         """What one wait has proved of these payments."""

@@ -38,6 +38,7 @@ from holdfast.engine.errors import (
     UnknownTicket,
 )
 from holdfast.engine.expirations import expirations
+from holdfast.engine.health import LEARN_S, Health
 from holdfast.engine.identity import random_id, split_ticket
 from holdfast.engine.keys import DEPLOYMENT
 from holdfast.engine.leadership import TAKE_SECONDS, Leadership
@@ -46,6 +47,7 @@ from holdfast.engine.limits import HOLD_MS_DEFAULT, INSTANT_MS_MAX
 from holdfast.engine.listener import Listener
 from holdfast.engine.memory import LOOK_S as MEMORY_LOOK_S
 from holdfast.engine.memory import Memory
+from holdfast.engine.meters import KINDS, Meters
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Record
 from holdfast.engine.recovery import BUYER_TICKETS_MAX, Recovery, RecoveryReport
@@ -59,6 +61,7 @@ from holdfast.engine.sweeper import Sweeper
 from holdfast.engine.tail import Tail, transitions
 from holdfast.engine.transitions import APPROVED, DECLINED, KEYED, RANDOM, Assured, Transitions
 from holdfast.engine.values import (
+    Condition,
     Durability,
     Expiration,
     ItemSpec,
@@ -96,13 +99,6 @@ DATA_DIR_DEFAULT = Path("holdfast-data")
 #: Rounds in which an amendment is merged anew because another one came first.
 AMEND_ROUNDS = 20
 
-#: Seconds for which readiness waits for the store: whoever probes it gives up soon, and takes a server that sells for
-#: one that does not.
-READY_S = 0.8
-
-#: Sales of one page of the registry when all are walked through.
-SALES_STEP = 500
-
 
 class Engine:
     """Reserves, confirms and cancels units of sales in Redis, and keeps what happened in a store.
@@ -113,6 +109,7 @@ class Engine:
     Attributes
     ----------
     embedded: the private Redis, None when an address was given.
+    meters: what this engine has counted.
     """
 
     @classmethod
@@ -151,6 +148,7 @@ class Engine:
         leadership: shared with engines of other processes: sweeps and copies only while this one leads. None leads.
         """
         engine = cls()
+        engine.meters = Meters()
         data = Path(data_dir) if data_dir is not None else DATA_DIR_DEFAULT
         engine._url = url
         engine._data_dir = data
@@ -181,6 +179,7 @@ class Engine:
     _recover_at_start: bool
     _leadership: Leadership | None = None
     _leads: bool = False
+    meters: Meters
     embedded: EmbeddedRedis | None = None
     #: For tests: connections to a fake, and includes to replace in the scripts.
     _pool: redis_asyncio.ConnectionPool | None = None
@@ -208,11 +207,14 @@ class Engine:
             await self._belong_together()
             self._scripts = Scripts(self._server, self._replaced)
             self._leases = Leases(self._server)
-            self._transitions = Transitions(self._scripts, self._store, self._leases)
-            self._slots = Slots(self._server, self._scripts, self._store, self._transitions)
-            self._snapshot = Snapshot(self._server, self._store, self._slots)
-            self._assurance = Assurance(self._server, self._scripts, self._snapshot, self._replicas)
+            self._transitions = Transitions(self._scripts, self._store, self._leases, self.meters)
+            self._slots = Slots(self._server, self._scripts, self._store, self._transitions, self.meters)
+            self._snapshot = Snapshot(self._server, self._store, self._slots, self.meters)
+            self._assurance = Assurance(self._server, self._scripts, self._snapshot, self._replicas, self.meters)
             self._memory = Memory(self._server, self._slots)
+            self._health = Health(
+                self._server, self._store, self._slots, self._snapshot, self._memory, self._store_id, self._alarms
+            )
             self._retention = Retention(self._server, self._scripts, self._store, self._retention_ms)
             self._sweeper = Sweeper(self._server, self._store, self._slots)
             self._recovery = Recovery(
@@ -242,7 +244,7 @@ class Engine:
 
     async def _belong_together(self) -> None:
         """Refuses a Redis with the sales of another store: each would copy, trim and recover what is the other's."""
-        ours = await self._store.kept("store-id", random_id)
+        ours = self._store_id = await self._store.kept("store-id", random_id)
         try:
             await self._server.call("SET", DEPLOYMENT, ours, "NX")
             theirs = await self._server.call("GET", DEPLOYMENT)
@@ -265,6 +267,7 @@ class Engine:
         else:
             leadership = self._leadership
             background.repeat("leadership", lambda: self._take_turn(leadership), lambda: asyncio.sleep(TAKE_SECONDS))
+        background.repeat("registry", self._health.learn, lambda: asyncio.sleep(LEARN_S))
         background.repeat("memory", self._memory.run, lambda: asyncio.sleep(MEMORY_LOOK_S))
         if self._roles["listen"]:
             background.start("listener", self._listener.run())
@@ -305,6 +308,8 @@ class Engine:
                 closing.push_async_callback(self._server.close)
             if hasattr(self, "_slots"):
                 closing.push_async_callback(self._finish)
+            if hasattr(self, "_health"):
+                closing.push_async_callback(self._health.stop)
             closing.push_async_callback(self._background.stop)
 
     async def _finish(self) -> None:
@@ -878,44 +883,26 @@ class Engine:
         While the store does not answer that is an alarm: the sales that this process knows go on, and only they are
         looked at.
         """
-        alarms: list[str] = []
-        try:
-            await self._server.meet()
-            try:
-                reasons = list((await self._unready()).values())
-            except StoreError as error:
-                alarms.append(f"{error}; what is sold waits in Redis alone")
-                reasons = list((await self._redis(self._recovery.unready(self._slots.believed()))).values())
-        except HoldfastError as error:
-            reasons = [error.reason if isinstance(error, NotReady) else str(error)]
-        if self._memory.full is not None:
-            reasons.append(self._memory.full)
-        reasons += self._alarms()
-        return Readiness(not reasons, tuple(reasons), tuple(alarms))
+        return await self._health.readiness()
+
+    async def condition(self) -> Condition:
+        """How everything stands: for whoever watches. Answered within seconds, whatever else does not answer."""
+        return await self._health.condition()
+
+    def knows(self, sale: str) -> bool:
+        """Whether this process has met the sale: it exists."""
+        return self._slots.known(sale) is not None
+
+    def waiting(self) -> dict[str, int]:
+        """Calls that wait here for their batch, by kind."""
+        by_slot = [slot.waiting() for slot in self._slots.all()]
+        return dict(zip(KINDS, (sum(each) for each in zip(*by_slot, strict=True)), strict=True)) if by_slot else {}
 
     def _alarms(self) -> list[str]:
         if self._leadership is None:
             return self._snapshot.alarms
         self._leadership.post(self._snapshot.alarms)
         return self._leadership.alarms()
-
-    async def _unready(self) -> dict[str, str]:
-        reasons: dict[str, str] = {}
-        after = ""
-        while sales := await self._in_time(self._store.sales(after, SALES_STEP)):
-            reasons |= await self._redis(self._recovery.unready(sales))
-            for sale in sales:
-                self._snapshot.seen(sale.id, sale.cursor.epoch)
-            after = sales[-1].id
-        return reasons
-
-    async def _in_time(self, work: Awaitable[T]) -> T:
-        """What the store answers while whoever asks for readiness waits; StoreError when that is too late."""
-        try:
-            async with asyncio.timeout(READY_S):
-                return await work
-        except TimeoutError:
-            raise StoreError(f"the store does not answer within {READY_S:g} s") from None
 
     async def snapshot(self) -> int:
         """Copies what is new in every ledger into the store and folds it into its tables now; how many transitions
@@ -943,7 +930,7 @@ class Engine:
         NotReady: a side does not answer, or another recovery took over; run it again.
         """
         await self._server.meet()
-        names = list(await self._stored(self._unready())) if sales is None else list(sales)
+        names = list(await self._stored(self._redis(self._health.unready()))) if sales is None else list(sales)
         reports = []
         for name in names:
             stored = await self._stored(self._store.sale(name))

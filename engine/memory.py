@@ -7,6 +7,7 @@ is held can be paid, cancelled and expired in the room that is kept for it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from redis.exceptions import RedisError
 
@@ -52,9 +53,7 @@ class Memory:
             info = await self._server.info("memory")
         except RedisError:
             return  # not allowed to be asked, which the start has warned of
-        # Without a limit of its own Redis has the machine's. What waits for replicas and files does not count for it.
-        limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
-        used = int(info.get("used_memory", 0)) - int(info.get("mem_not_counted_for_evict", 0))
+        used, limit = self.told(info)
         if limit and used > MARGIN * limit and self.full is None:
             self.full = (
                 f"Redis uses {used:,} of {limit:,} bytes; reserving goes on below {MARGIN_AGAIN:.0%} (raise maxmemory, "
@@ -66,3 +65,10 @@ class Memory:
             self.full = None
             log.warning("Redis has memory again: reserving goes on")
             self._slots.refuse_reserving(None)
+
+    @staticmethod
+    def told(info: Mapping[str, str]) -> tuple[int, int]:
+        """Bytes used and bytes allowed, as INFO has them; 0 where it does not tell."""
+        # Without a limit of its own Redis has the machine's. What waits for replicas and files does not count for it.
+        limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
+        return int(info.get("used_memory", 0)) - int(info.get("mem_not_counted_for_evict", 0)), limit

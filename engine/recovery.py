@@ -211,17 +211,6 @@ class Recovery:
         self._leases = leases
         self._retention_ms = retention_ms
 
-    async def unready(self, sales: Sequence[StoredSale]) -> dict[str, str]:
-        """The slots among these that cannot sell as they are, each with the reason."""
-        heads = await self._server.pipeline(
-            [("HMGET", slot_keys(sale.id).sale, "fence", "epoch", "sequence", "counts") for sale in sales]
-        )
-        reasons: dict[str, str] = {}
-        for sale, head in zip(sales, heads, strict=True):
-            if reason := _unready(sale, head):
-                reasons[sale.id] = reason
-        return reasons
-
     async def recover(self, sale: StoredSale, *, accept_oversold: bool = False) -> SlotReport:
         """Rebuilds the slot of one sale.
 
@@ -608,7 +597,7 @@ class _Appending:
         self.cursor = Cursor(self._epoch, entries[-1].sequence)
 
 
-def _unready(sale: StoredSale, head: object) -> str | None:
+def why_unready(sale: StoredSale, head: object) -> str | None:
     """Why a slot cannot sell, given fence, epoch, sequence and counters of its hash; None when it can."""
     if not isinstance(head, list):
         return f"'{sale.id}': Redis answers {type(head).__name__}; what lies there is no sale"

@@ -11,6 +11,7 @@ from holdfast.engine.batcher import Batcher
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, SoldOut, UnknownSale
 from holdfast.engine.keys import SlotKeys, slot_keys
+from holdfast.engine.meters import Meters
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition
 from holdfast.engine.scripts import Refused, Scripts
@@ -81,12 +82,12 @@ class Slot:
         self.told_lost = 0
         self._slots = slots
         self.time = asyncio.get_running_loop().time
-        transitions = slots.transitions
-        self.reserves = Batcher(lambda batch: transitions.reserve(self, batch))
+        transitions, meters = slots.transitions, slots.meters.batches
+        self.reserves = Batcher(lambda batch: transitions.reserve(self, batch), meter=meters["reserve"])
         self.reserves.refusal = slots.no_reserving
-        self.confirms = Batcher(lambda batch: transitions.confirm(self, batch))
-        self.cancels = Batcher(lambda batch: transitions.cancel(self, batch))
-        self.reads = Batcher(lambda batch: transitions.read(self, batch))
+        self.confirms = Batcher(lambda batch: transitions.confirm(self, batch), meter=meters["confirm"])
+        self.cancels = Batcher(lambda batch: transitions.cancel(self, batch), meter=meters["cancel"])
+        self.reads = Batcher(lambda batch: transitions.read(self, batch), meter=meters["read"])
 
     @property
     def definition(self) -> Definition:
@@ -155,6 +156,10 @@ class Slot:
         """As `Slots.sale` of this slot."""
         return await self._slots.sale(self)
 
+    def waiting(self) -> list[int]:
+        """Calls that wait for their batch, by kind in the order of `meters.KINDS`."""
+        return [batcher.waiting() for batcher in (self.reserves, self.confirms, self.cancels, self.reads)]
+
     async def drained(self) -> None:
         """Refuses new calls, and returns once none is under way."""
         for batcher in (self.reserves, self.confirms, self.cancels, self.reads):
@@ -164,11 +169,14 @@ class Slot:
 class Slots:
     """The slots that this process has met."""
 
-    def __init__(self, server: Server, scripts: Scripts, store: Store, transitions: Transitions) -> None:
+    def __init__(
+        self, server: Server, scripts: Scripts, store: Store, transitions: Transitions, meters: Meters
+    ) -> None:
         self._server = server
         self._scripts = scripts
         self._store = store
         self.transitions = transitions
+        self.meters = meters
         self._known: dict[str, Slot] = {}
         #: Why nothing is reserved now in any slot, if so.
         self.no_reserving: NotReady | None = None

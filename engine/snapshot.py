@@ -19,6 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.feed import Gap, read_redis
 from holdfast.engine.keys import slot_keys
+from holdfast.engine.meters import Meters
 from holdfast.engine.slots import Slots
 from holdfast.engine.store import Copied, Cursor, CursorMoved, Progress, Store, StoreError
 
@@ -63,7 +64,8 @@ class Snapshot:
     away: why nothing could be copied the last time; None when it could.
     """
 
-    def __init__(self, server: Server, store: Store, slots: Slots) -> None:
+    def __init__(self, server: Server, store: Store, slots: Slots, meters: Meters | None = None) -> None:
+        self._meters = meters or Meters()
         self._server = server
         self._store = store
         self._slots = slots
@@ -89,11 +91,14 @@ class Snapshot:
         StoreError, NotSent, NoReply: a side does not answer; what was not committed will be copied next time.
         """
         async with self._one_at_a_time, self._noticing():
+            began = time.monotonic()
             cursors = await self._cursors()
             names = list(cursors)
-            return sum(
+            copied = sum(
                 [await self._bring(names[at : at + SLOTS_STEP], cursors) for at in range(0, len(names), SLOTS_STEP)]
             )
+            self._meters.snapshots.add(time.monotonic() - began)
+            return copied
 
     async def reach(self, names: Collection[str]) -> Mapping[str, Cursor]:
         """Copies what is new in these slots, which this process knows, and nothing of others: how far each is copied.
@@ -250,6 +255,7 @@ class Snapshot:
             last = stretch.entries[-1]
             cursor = Cursor(last.epoch, last.sequence)
             total += last.sequence - stretch.after.sequence
+            self._meters.copied += last.sequence - stretch.after.sequence
             self._slots.raise_floor(stretch.slot, cursor)
             await self._trim(stretch.slot, cursor)
         return total

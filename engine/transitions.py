@@ -39,6 +39,7 @@ from holdfast.engine.errors import (
     UnknownTicket,
 )
 from holdfast.engine.leases import Leases
+from holdfast.engine.meters import Meters
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Record
 from holdfast.engine.scripts import Answer, Batch, Scripts
@@ -125,8 +126,9 @@ class Assured:
 class Transitions:
     """Runs batches; used by the batchers of the slots."""
 
-    def __init__(self, scripts: Scripts, store: Store, leases: Leases) -> None:
+    def __init__(self, scripts: Scripts, store: Store, leases: Leases, meters: Meters) -> None:
         self._scripts = scripts
+        self._meters = meters
         self._store = store
         self._leases = leases
         #: Tasks of answers that need another look; held here, or nobody would.
@@ -371,6 +373,7 @@ class Transitions:
                 began = time()
                 swept = await slot.run(lambda floor, _: self._scripts.expire(slot.keys, floor))
                 expired += swept.expired
+                self._meters.expired += swept.expired
                 if not swept.more_due:
                     return expired
                 if gently:

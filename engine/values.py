@@ -315,3 +315,33 @@ class Readiness:
     ready: bool
     reasons: tuple[str, ...] = ()
     alarms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """How a deployment stands at one moment. None is what could not be learnt in time.
+
+    Parameters
+    ----------
+    contradictions: transitions that contradict what is stored, and ledgers that cannot be copied, each an alarm.
+    redis, store: whether it answers.
+    expiry_lag_ms: how long ago the oldest hold was due of those that have not ended yet; 0 when none is due.
+    behind, behind_ms: transitions that the store does not have yet, and the age of the oldest; without the store as
+        compared with what it had, of the sales that this process knows.
+    unfolded: transitions in the store that its tables of tickets do not show yet.
+    memory_used, memory_limit: bytes of Redis; the limit is `maxmemory`, or the machine's.
+    sales_known: how many sales there are. sales: the first of them by id, with their counters.
+    """
+
+    readiness: Readiness
+    contradictions: int
+    redis: bool
+    store: bool
+    unfolded: int | None = None
+    expiry_lag_ms: int | None = None
+    behind: int | None = None
+    behind_ms: int | None = None
+    memory_used: int | None = None
+    memory_limit: int | None = None
+    sales_known: int = 0
+    sales: tuple[Sale, ...] = ()

@@ -28,7 +28,7 @@ from holdfast.engine import (
     Ticket,
 )
 from holdfast.engine import durability as durability_module
-from holdfast.engine import engine as engine_module
+from holdfast.engine import health as health_module
 from holdfast.engine.connection import Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.store import StoreError
@@ -548,7 +548,7 @@ async def test_a_damaged_sale_does_not_stop_the_copying_of_others(
 
 
 async def test_readiness_does_not_wait_for_a_silent_store(gig: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "READY_S", 0.05)
+    monkeypatch.setattr(health_module, "ANSWER_S", 0.05)
     await gig.sale("gig")
 
     async def silent(*_: Any) -> Any:

@@ -1,0 +1,379 @@
+"""Whether everything can be sold, and how far everything has come: what operators and load balancers ask for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from redis.exceptions import RedisError
+
+from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.keys import DEPLOYMENT, slot_keys
+from holdfast.engine.memory import Memory
+from holdfast.engine.records import Definition, Entry
+from holdfast.engine.recovery import why_unready
+from holdfast.engine.slots import Slots
+from holdfast.engine.snapshot import Snapshot
+from holdfast.engine.store import Cursor, Progress, Store, StoredSale, StoreError
+from holdfast.engine.values import Condition, Readiness, Sale
+
+T = TypeVar("T")
+
+#: Seconds for which one question to Redis or the store is waited for: whoever probes gives up soon, and takes a server
+#: that sells for one that does not.
+ANSWER_S = 0.8
+
+#: Seconds for the same when a recovery asks, which has nobody waiting: more than Redis gets for any reply.
+RECOVERY_ANSWER_S = 30.0
+
+#: Times that the server is met before it is asked: the first may find the connections lost, the second another server.
+MEETINGS = 2
+
+#: Sales asked for in one round trip, of the registry and of Redis: some 10 ms of either.
+SALES_STEP = 500
+
+#: Milliseconds that the store may be behind before that is an alarm: it is due each second, and a restart of
+#: PostgreSQL or a long stampede take some.
+BEHIND_MS_MAX = 60_000
+
+#: Sales whose oldest transition that is not copied is looked at: each is an entry of up to 10 KB to read.
+BEHIND_LOOKED_MAX = 100
+
+#: Seconds between two looks at which sales there are, so that it is known which cannot be sold when the store is away.
+LEARN_S = 10.0
+
+#: Sales of which a condition tells the units, in the order of their ids; each is a few lines at every scrape.
+SALES_SHOWN_MAX = 500
+
+#: Items of all these sales together: 100 items in each of 500 would be a page of megabytes.
+ITEMS_SHOWN_MAX = 2_000
+
+
+class Health:
+    """Looks at Redis, the store, and every sale.
+
+    Parameters
+    ----------
+    store_id: of the store, by which Redis knows whose sales it holds.
+    contradictions: tells what all processes of this server know to be wrong.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        store: Store,
+        slots: Slots,
+        snapshot: Snapshot,
+        memory: Memory,
+        store_id: str,
+        contradictions: Callable[[], Sequence[str]],
+    ) -> None:
+        self._server = server
+        self._store = store
+        self._slots = slots
+        self._snapshot = snapshot
+        self._memory = memory
+        self._store_id = store_id
+        self._contradictions = contradictions
+        #: Sales that there were when the store was asked last.
+        self._sales: frozenset[str] = frozenset()
+        #: Questions that were not answered in time, and still wait.
+        self._late: set[asyncio.Future[Any]] = set()
+
+    # -- whether everything can be sold -----------------------------------------------------------------------------
+
+    async def readiness(self) -> Readiness:
+        """Whether every sale can be sold now, and if not, why.
+
+        While the store does not answer that is an alarm: the sales that this process knows go on.
+        """
+        alarms: list[str] = []
+        reasons: list[str] = []
+        try:
+            now = await self._probe()
+            try:
+                unready, late = await self._walk(now)
+                reasons += unready.values()
+                alarms += late
+            except StoreError as error:
+                alarms.append(f"{error}; what is sold waits in Redis alone")
+                reasons += await self._without_store()
+        except (NotSent, NoReply) as error:
+            reasons.append(str(error))
+        if self._memory.full is not None:
+            reasons.append(self._memory.full)
+        # Asked for last: an alarm is over when the walk has met a later epoch.
+        reasons += self._contradictions()
+        return Readiness(not reasons, tuple(reasons), tuple(alarms))
+
+    async def unready(self) -> dict[str, str]:
+        """The sales that cannot be sold as they are, each with the reason.
+
+        Raises
+        ------
+        StoreError, NotSent, NoReply: a side does not answer.
+        """
+        return (await self._walk(0, RECOVERY_ANSWER_S))[0]
+
+    async def learn(self) -> None:
+        """Looks which sales there are.
+
+        Raises
+        ------
+        StoreError: the store does not answer.
+        """
+        self._sales = frozenset(await self._store.cursors())
+
+    async def _probe(self) -> int:
+        """Asks Redis to write something that changes nothing, as a reservation would; its clock, Unix milliseconds.
+
+        A disk that is full, a replica, a primary without its replicas: all of them read, and take no reservation.
+
+        Raises
+        ------
+        NotSent, NoReply: it does not, or holds the sales of another store.
+        """
+        for _ in range(MEETINGS):
+            await self._redis(self._server.meet())
+        await self._redis(self._server.call("SET", DEPLOYMENT, self._store_id, "NX"))
+        theirs, clock = await self._redis(self._server.pipeline([("GET", DEPLOYMENT), ("TIME",)]))
+        if isinstance(clock, RedisError) or theirs != self._store_id.encode():
+            raise NotSent(f"Redis at {self._server.place} holds the sales of another store")
+        return int(clock[0]) * 1000 + int(clock[1]) // 1000
+
+    async def _walk(self, now: int, within: float | None = None) -> tuple[dict[str, str], list[str]]:
+        """The sales that are not ready, and what is late.
+
+        Parameters
+        ----------
+        now: the clock of Redis, by which the store may be late; 0 when nobody asks that.
+        within: seconds for each question; None is `ANSWER_S`.
+        """
+        reasons: dict[str, str] = {}
+        seen: list[str] = []
+        behind: dict[str, Cursor] = {}
+        after = ""
+        while sales := await self._stored(self._store.sales(after, SALES_STEP), within):
+            heads = await self._heads([sale.id for sale in sales], within)
+            for sale, head in zip(sales, heads, strict=True):
+                if reason := why_unready(sale, head):
+                    reasons[sale.id] = reason
+                elif now and _stands(head) > (sale.cursor.epoch, sale.cursor.sequence):
+                    behind[sale.id] = sale.cursor
+                self._snapshot.seen(sale.id, sale.cursor.epoch)
+                seen.append(sale.id)
+            after = sales[-1].id
+        self._sales = frozenset(seen)
+        oldest = await self._oldest(behind)
+        late = []
+        if oldest and now - oldest > BEHIND_MS_MAX:
+            late.append(
+                f"the store is {(now - oldest) // 1000} s behind Redis: {self._snapshot.away or 'nothing copies'}; "
+                "what is sold meanwhile waits in Redis alone"
+            )
+        return reasons, late
+
+    async def _without_store(self) -> list[str]:
+        """Why nothing, or not everything, can be sold while the store does not answer."""
+        believed = self._slots.believed()
+        if not believed and not self._sales:
+            return ["this process knows no sale yet, and the store does not answer"]
+        names = [sale.id for sale in believed]
+        reasons: dict[str, str] = {}
+        for at in range(0, len(names), SALES_STEP):
+            heads = await self._heads(names[at : at + SALES_STEP])
+            for sale, head in zip(believed[at : at + SALES_STEP], heads, strict=True):
+                if reason := why_unready(sale, head):
+                    reasons[sale.id] = reason
+        for slot in self._slots.all():
+            if slot.generation != self._server.generation and slot.name not in reasons:
+                reasons[slot.name] = (
+                    f"'{slot.name}': Redis was restarted or replaced, and while the store does not answer nobody can "
+                    "say what it has lost"
+                )
+        for name in sorted(self._sales.difference(names)):
+            reasons[name] = f"'{name}' has not been met by this process, and the store does not answer"
+        return list(reasons.values())
+
+    # -- how far everything has come --------------------------------------------------------------------------------
+
+    async def condition(self) -> Condition:
+        """How everything stands. What Redis or the store do not tell in time is None, or missing."""
+        readiness = await self.readiness()
+        store = True
+        progress: Mapping[str, Progress] = {}
+        try:
+            progress = await self._stored(self._store.cursors())
+        except StoreError:
+            store = False
+        # Without the store what it had at least, of the sales that are known here.
+        cursors = {slot.name: slot.floor for slot in self._slots.all()}
+        cursors |= {name: each.cursor for name, each in progress.items()}
+        unfolded = sum(max(0, each.cursor.sequence - each.folded) for each in progress.values()) if store else None
+        try:
+            redis = await self._in_redis(sorted(cursors), cursors)
+        except (NotSent, NoReply):
+            redis = {}
+        return Condition(
+            readiness=readiness,
+            contradictions=len(self._contradictions()),
+            redis=bool(redis),
+            store=store,
+            unfolded=unfolded,
+            sales_known=len(cursors),
+            **redis,
+        )
+
+    async def _in_redis(self, names: list[str], cursors: Mapping[str, Cursor]) -> dict[str, Any]:
+        """What only Redis can tell, as the fields of a condition.
+
+        Raises
+        ------
+        NotSent, NoReply.
+        """
+        (clock,) = await self._redis(self._server.pipeline([("TIME",)]))
+        if isinstance(clock, RedisError):
+            raise NotSent(f"Redis answers {clock}")
+        now = int(clock[0]) * 1000 + int(clock[1]) // 1000
+        due = now
+        behind: dict[str, Cursor] = {}
+        transitions = 0
+        sales: list[Sale] = []
+        items = 0
+        for at in range(0, len(names), SALES_STEP):
+            step = names[at : at + SALES_STEP]
+            deadlines = [("ZRANGE", slot_keys(name).deadlines, "0", "0", "WITHSCORES") for name in step]
+            replies = await self._redis(self._server.pipeline(deadlines))
+            due = min([due, *(_score(reply) for reply in replies if reply and not isinstance(reply, RedisError))])
+            heads = await self._heads(step)
+            for name, head in zip(step, heads, strict=True):
+                stands, cursor = _stands(head), cursors[name]
+                if stands > (cursor.epoch, cursor.sequence):
+                    behind[name] = cursor
+                    transitions += max(0, stands[1] - cursor.sequence)
+                if len(sales) < SALES_SHOWN_MAX and items < ITEMS_SHOWN_MAX:
+                    sale = await self._shown(name, head, cursor)
+                    if sale is not None:
+                        sales.append(sale)
+                        items += len(sale.items)
+        oldest = await self._oldest(behind)
+        try:
+            memory = await self._redis(self._server.info("memory"))
+        except RedisError:
+            memory = {}  # not allowed to be asked
+        used, limit = Memory.told(memory)
+        return {
+            "expiry_lag_ms": now - due,
+            "behind": transitions,
+            "behind_ms": now - oldest if oldest else 0,
+            "sales": tuple(sales),
+            "memory_used": used,
+            "memory_limit": limit,
+        }
+
+    async def _shown(self, name: str, head: object, cursor: Cursor) -> Sale | None:
+        """A sale with its counters; None when what lies in Redis is none."""
+        epoch, sequence = _stands(head)
+        counts = head[3] if isinstance(head, list) else None
+        if not epoch or not isinstance(counts, bytes) or not counts.replace(b" ", b"").isdigit():
+            return None
+        slot = self._slots.known(name)
+        definition = slot.definition if slot is not None else None
+        if definition is None or len(definition.items) * 3 != len(counts.split()):
+            (raw,) = await self._redis(self._server.pipeline([("HGET", slot_keys(name).sale, "definition")]))
+            try:
+                definition = Definition.from_json(raw)
+            except (ValueError, TypeError, KeyError):
+                return None
+        if len(definition.items) * 3 != len(counts.split()):
+            return None
+        ready = why_unready(StoredSale(name, definition, None, cursor, 0), head) is None
+        return replace(definition.sale(counts, epoch, sequence), ready=ready)
+
+    async def _oldest(self, behind: Mapping[str, Cursor]) -> int:
+        """When the oldest transition beyond these cursors was made, Unix milliseconds; 0 when there is none."""
+        looked = list(behind.items())[:BEHIND_LOOKED_MAX]
+        if not looked:
+            return 0
+        commands = [
+            ("XRANGE", slot_keys(name).ledger, f"({cursor.floor}", "+", "COUNT", "1") for name, cursor in looked
+        ]
+        ages = []
+        for reply in await self._redis(self._server.pipeline(commands)):
+            if reply and not isinstance(reply, RedisError):
+                try:
+                    ages.append(Entry.parse(*reply[0]).at)
+                except (ValueError, KeyError, TypeError):
+                    continue  # damaged: the snapshot says so
+        return min(ages, default=0)
+
+    # -- the two sides ----------------------------------------------------------------------------------------------
+
+    async def _heads(self, names: Sequence[str], within: float | None = None) -> list[Any]:
+        """Fence, epoch, sequence and counters of these sales."""
+        return await self._redis(
+            self._server.pipeline(
+                [("HMGET", slot_keys(name).sale, "fence", "epoch", "sequence", "counts") for name in names]
+            ),
+            within,
+        )
+
+    async def _redis(self, work: Awaitable[T], within: float | None = None) -> T:
+        """What Redis answers in time, `ANSWER_S` where nothing is said; NotSent when that is too late."""
+        within = within or ANSWER_S
+        try:
+            return await self._patiently(work, within)
+        except TimeoutError:
+            raise NotSent(f"Redis at {self._server.place} does not answer within {within:g} s") from None
+
+    async def _stored(self, work: Awaitable[T], within: float | None = None) -> T:
+        """As `_redis` for the store, with StoreError."""
+        within = within or ANSWER_S
+        try:
+            return await self._patiently(work, within)
+        except TimeoutError:
+            raise StoreError(f"the store does not answer within {within:g} s") from None
+
+    async def _patiently(self, work: Awaitable[T], within: float) -> T:
+        """What is answered in time; TimeoutError beyond.
+
+        A question that is late is not given up: it may carry what others sent along with it.
+        """
+        asked = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({asked}, timeout=within)
+        finally:
+            if not asked.done():
+                self._late.add(asked)
+                asked.add_done_callback(self._heard_late)
+        if not asked.done():
+            raise TimeoutError
+        return asked.result()
+
+    def _heard_late(self, asked: asyncio.Future[Any]) -> None:
+        self._late.discard(asked)
+        if not asked.cancelled():
+            asked.exception()
+
+    async def stop(self) -> None:
+        """Gives up what still waits."""
+        while self._late:
+            for asked in self._late:
+                asked.cancel()
+            await asyncio.wait(self._late, timeout=ANSWER_S)
+
+
+def _stands(head: object) -> tuple[int, int]:
+    """Epoch and sequence of a head; nowhere where there are none."""
+    try:
+        return int(head[1]), int(head[2])  # type: ignore[index]
+    except (TypeError, ValueError):
+        return 0, 0
+
+
+def _score(reply: list[Any]) -> int:
+    """The score of the one member, in the shape of either protocol version."""
+    last = reply[-1]
+    return int(float(last[-1] if isinstance(last, list) else last))
