@@ -5,12 +5,14 @@ Inside, everything raises; here every exception becomes an answer.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
+from time import perf_counter
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
@@ -40,11 +42,15 @@ from holdfast.engine import (
     UnknownTicket,
 )
 
-from . import answers, batches, docs, health, models, openapi, sales, stream, tickets
+from . import answers, batches, docs, health, metrics, models, openapi, sales, stream, tickets
 from .bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, MERGE_PATCH
 from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig, Headers
-from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, problem, went_wrong
-from .routes import ANY_MEDIA, BUYER, EVENT_STREAM, HTML, OPERATOR, READER, Route
+from .logs import REQUEST, log_access
+from .metrics import TALLY
+from .problems import HttpError, InternalError, MethodNotAllowed, UnknownRoute, outcome_of, problem, went_wrong
+from .routes import ANY_MEDIA, BUYER, EVENT_STREAM, HTML, OPERATOR, PLAIN_TEXT, READER, Route
+from .tally import CALLS, METHODS, OK, OTHER_METHOD, Tally
+from .totals import Totals
 
 log = logging.getLogger("holdfast.http")
 
@@ -54,6 +60,10 @@ REQUEST_ID_HEADER = istr("X-Request-Id")
 SERVER_NAME = "Holdfast"
 
 NOTHING_HERE = "There is nothing at this path."
+
+#: The path of whatever has no other, as it is written and as the router calls it.
+_ANYTHING_PATTERN = "/{path:.*}"
+_ANYTHING = "/{path}"
 
 #: What a request id from outside may look like: it goes into logs and headers.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -172,6 +182,7 @@ ROUTES = (
     ),
     Route("GET", "/healthz", health.healthz, answers.HealthAnswer),
     Route("GET", "/readyz", health.readyz, answers.HealthAnswer, refusals=(NotReady,)),
+    Route("GET", "/metrics", metrics.show_metrics, str, OPERATOR, media_type=PLAIN_TEXT),
     Route("GET", "/openapi.json", openapi.show, answers.DescriptionAnswer),
     Route("GET", "/docs", docs.viewer, str, media_type=HTML),
     Route("GET", "/docs/errors", docs.errors, str, media_type=HTML),
@@ -179,21 +190,24 @@ ROUTES = (
 )
 
 
-def create_app(engine: Engine, config: AppConfig) -> web.Application:
+def create_app(engine: Engine, config: AppConfig, totals: Totals | None = None) -> web.Application:
     """The whole HTTP face of an engine.
 
     Parameters
     ----------
     engine: started, and closed by whoever started it.
     config: the checked settings.
+    totals: what the other workers of this server count; None where there are none.
     """
     request_ids = RequestIds()
-    app = web.Application(middlewares=[_surround(config.allow_origins, request_ids)], client_max_size=BODY_BYTES_MAX)
+    app = web.Application(middlewares=[_surround(config, request_ids)], client_max_size=BODY_BYTES_MAX)
     app[ENGINE] = engine
     app[CONFIG] = config
+    app[health.DRAINING] = asyncio.Event()
     app[REQUEST_IDS] = request_ids
     app[stream.STREAMS] = streams = stream.Streams(engine)
     app.on_shutdown.append(streams.on_shutdown)
+    metrics.install(app, engine, totals)
     app[openapi.DOCUMENT] = openapi.written(ROUTES)
     app[docs.REFUSALS_PAGE] = docs.refusals_page(ROUTES)
     _add_routes(app.router, ROUTES)
@@ -220,7 +234,7 @@ def _add_routes(router: web.UrlDispatcher, routes: Iterable[Route]) -> None:
         for method, route in by_method.items():
             resource.add_route(method, route.handler, expect_handler=_expect(route.bytes_max))
         resource.add_route(hdrs.METH_ANY, _method_not_allowed(sorted(by_method)), expect_handler=expect)
-    router.add_resource("/{path:.*}").add_route(hdrs.METH_ANY, _unknown_route, expect_handler=expect)
+    router.add_resource(_ANYTHING_PATTERN).add_route(hdrs.METH_ANY, _unknown_route, expect_handler=expect)
 
 
 def _method_not_allowed(allowed: list[str]) -> Handler:
@@ -279,37 +293,67 @@ class RequestIds:
 REQUEST_IDS: web.AppKey[RequestIds] = web.AppKey("request_ids", RequestIds)
 
 
-def _surround(allow_origins: frozenset[str], request_ids: RequestIds) -> Middleware:
-    cors = CrossOrigin(allow_origins) if allow_origins else None
+def _surround(config: AppConfig, request_ids: RequestIds) -> Middleware:
+    cors = CrossOrigin(config.allow_origins) if config.allow_origins else None
 
     @web.middleware
     async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began, outcome = perf_counter(), OK
         request_id = request[REQUEST_ID] = request_ids.of(request.headers)
+        REQUEST.set(request_id)
         response: web.StreamResponse | None = cors.preflight(request) if cors is not None else None
         if response is None:
             try:
                 response = await handler(request)
-            except ConfigurationError:
+            except ConfigurationError as error:
                 # No answer to a request: a mistake of the operator's that shows only now.
+                outcome = outcome_of(error)
                 response = _internal_error(request, request_id)
             except (HoldfastError, HttpError) as error:
+                outcome = outcome_of(error)
                 response = problem(error, request_id)
             except web.HTTPNotFound:
                 # aiohttp's own, for targets without a path: `OPTIONS *`, `CONNECT host:443`.
+                outcome = UnknownRoute.code
                 response = problem(UnknownRoute(NOTHING_HERE), request_id)
-            except ConnectionError:
+            except ConnectionError as error:
                 # The client is gone; aiohttp finds that out again when it writes, and is silent about it.
+                outcome = outcome_of(error)
                 response = problem(InternalError("The connection was lost."), request_id)
-            except Exception:
+            except Exception as error:
+                outcome = outcome_of(error)
                 response = _internal_error(request, request_id)
         headers = response.headers
         headers[REQUEST_ID_HEADER] = request_id
         headers[hdrs.SERVER] = SERVER_NAME
         if cors is not None:
             cors.mark(request, response)
+        seconds = perf_counter() - began
+        route = _route(request)
+        _count(request.app[TALLY], request, route, response.status, outcome, seconds)
+        if config.access_log:
+            method = request.method if request.method in METHODS else OTHER_METHOD
+            log_access(method, route, response.status, outcome, seconds, request_id)
         return response
 
     return surround
+
+
+def _route(request: web.Request) -> str:
+    """The path with its placeholders; empty for one that nothing lives at."""
+    resource = request.match_info.route.resource
+    return "" if resource is None or resource.canonical == _ANYTHING else resource.canonical
+
+
+def _count(tally: Tally, request: web.Request, route: str, status: int, outcome: str, seconds: float) -> None:
+    call = CALLS.get((request.method, route))
+    if call is None:
+        tally.answered(request.method, route, status, seconds)
+    else:
+        asked = request.match_info
+        sale = asked["sale"] if "sale" in asked else asked["ticket"].partition(".")[0]
+        tally.of_sale(call, sale)[outcome] += 1
+        tally.seconds[call].add(seconds)
 
 
 def _internal_error(request: web.Request, request_id: str) -> web.Response:

@@ -25,9 +25,11 @@ from .bodies import (
 )
 from .callers import FINGERPRINT_HEADER, asked_by, require_operator
 from .context import ABANDONED, ENGINE, REQUEST_ID
+from .metrics import TALLY
 from .models import TICKET_BEGIN, Body, PaymentBatchBody, PaymentEntry, ReserveBatchBody, ReserveEntry, ticket_text
-from .problems import InvalidBody, said_of_entry, went_wrong
+from .problems import InvalidBody, outcome_of, said_of_entry, went_wrong
 from .sales import sale_id
+from .tally import OK, PAY, RESERVE
 
 log = logging.getLogger("holdfast.http")
 
@@ -44,7 +46,7 @@ async def reserve_batch(request: web.Request) -> web.Response:
     """
     body = await _read(request, ReserveBatchBody)
     orders = _orders(body.entries)
-    return await _answered(request, 201, request.app[ENGINE].reserve_many(sale_id(request), orders))
+    return await _answered(request, 201, RESERVE, request.app[ENGINE].reserve_many(sale_id(request), orders))
 
 
 async def pay_batch(request: web.Request) -> web.Response:
@@ -57,7 +59,7 @@ async def pay_batch(request: web.Request) -> web.Response:
     work = request.app[ENGINE].confirm_many(
         sale_id(request), payments, durability=preferred_durability(request.headers)
     )
-    return await _answered(request, 200, work)
+    return await _answered(request, 200, PAY, work)
 
 
 async def _read(request: web.Request, model: type[B]) -> B:
@@ -98,16 +100,21 @@ def _payment(entry: PaymentEntry) -> Payment:
     return Payment(entry["ticket"], entry["buyer"], entry.get("reference"), entry.get("key"), declined)
 
 
-async def _answered(request: web.Request, status: int, work: Awaitable[list[Ticket | HoldfastError]]) -> web.Response:
+async def _answered(
+    request: web.Request, status: int, call: str, work: Awaitable[list[Ticket | HoldfastError]]
+) -> web.Response:
     """The answer that tells what became of each entry.
 
     Parameters
     ----------
-    status: of an entry that was met.
+    status: of an entry that was met. call: what each entry would be by itself.
     work: given up when the client is gone: what was not sent to Redis then is not done.
     """
     task = request[ABANDONED] = asyncio.ensure_future(work)
     answers = await task
+    outcomes = request.app[TALLY].of_sale(call, request.match_info["sale"])
+    for answer in answers:
+        outcomes[OK if isinstance(answer, Ticket) else outcome_of(answer)] += 1
     text = _text(answers, status, request[REQUEST_ID])
     return written_response(f'{{"entries":[{text}]}}\n'.encode())
 

@@ -36,12 +36,14 @@ class AppConfig:
     buyer_token_key: the HS256 key of buyer tokens; None when buyers are told apart by fingerprint.
     trusted_proxies: the networks whose `X-Forwarded-For` is believed.
     allow_origins: origins whose pages may call; `*` is any.
+    access_log: every request is logged.
     """
 
     operator_token: bytes = field(repr=False)
     buyer_token_key: bytes | None = field(default=None, repr=False)
     trusted_proxies: tuple[Network, ...] = ()
     allow_origins: frozenset[str] = frozenset()
+    access_log: bool = False
 
     @classmethod
     def checked(
@@ -51,6 +53,7 @@ class AppConfig:
         buyer_token_key: str | None = None,
         trusted_proxy: Iterable[str] = (),
         allow_origin: Iterable[str] = (),
+        access_log: bool = False,
     ) -> AppConfig:
         """Read the settings as they are written.
 
@@ -60,6 +63,7 @@ class AppConfig:
         buyer_token_key: at least `BUYER_TOKEN_KEY_BYTES_MIN` bytes of UTF-8.
         trusted_proxy: addresses or networks (`10.0.0.0/8`).
         allow_origin: origins (`https://shop.example`) or `*`.
+        access_log: log every request.
 
         Raises
         ------
@@ -77,6 +81,7 @@ class AppConfig:
             buyer_token_key=key,
             trusted_proxies=tuple(_network(text) for text in trusted_proxy),
             allow_origins=frozenset(_origin(text) for text in allow_origin),
+            access_log=access_log,
         )
 
 

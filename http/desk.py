@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from json import dumps
-from time import time
+from time import perf_counter, time
 from typing import Final, NamedTuple, Protocol
 
 from aiohttp import hdrs, web
@@ -33,9 +33,12 @@ from .bodies import (
 )
 from .callers import FINGERPRINT_HEADER, Asked, authenticate, is_fingerprint, is_operator
 from .context import CONFIG, ENGINE, AppConfig, Headers
+from .logs import REQUEST_ID, log_access
+from .metrics import TALLY
 from .models import TICKET_BEGIN, PaymentBody, ReserveBody, ticket_text
-from .problems import HttpError, said, went_wrong
+from .problems import HttpError, kind_of, outcome_of, said, went_wrong
 from .sales import is_sale_id
+from .tally import OK, OTHER_METHOD, PAY, RESERVE, Group, Tally
 from .tickets import confirm_payment, reserve_order
 
 log = logging.getLogger("holdfast.http")
@@ -63,6 +66,7 @@ _HEALTH: Final = frozenset({"/healthz", "/readyz"})
 
 _RESERVE_BEGIN, _RESERVE_END = "/sales/", "/tickets"
 _PAY_BEGIN, _PAY_END = "/tickets/", "/payment"
+_RESERVE_ROUTE, _PAY_ROUTE = "/sales/{sale}/tickets", "/tickets/{ticket}/payment"
 
 
 class _Made(NamedTuple):
@@ -119,13 +123,14 @@ class Asker(Protocol):
 class Exchange:
     """One request that waits for the engine, and hears its answer."""
 
-    __slots__ = ("_connection", "_created", "_desk", "_request_id", "answered", "preferred")
+    __slots__ = ("_connection", "_created", "_desk", "_group", "_request_id", "answered", "preferred")
 
-    def __init__(self, desk: Desk, connection: Asker, request_id: str, created: bool) -> None:
+    def __init__(self, desk: Desk, connection: Asker, request_id: str, created: bool, group: Group) -> None:
         self._desk = desk
         self._connection = connection
         self._request_id = request_id
         self._created = created
+        self._group = group
         #: The request has said what the payment is to survive.
         self.preferred = False
         self.answered = False
@@ -138,15 +143,47 @@ class Exchange:
         """Nobody waits any more: it was answered, or the client is gone."""
         return self.answered
 
+    # What is heard is noted here and not in a function of its own, which would cost as much as all that it does.
+
     def set_result(self, ticket: Ticket, /) -> None:
         """Answers with the ticket."""
         self.answered = True
+        group = self._group
+        if not group.heard:
+            self._desk.tally.answering.append(group)
+        group.heard.append(None)
         self._connection.answer(self._desk.said_ticket(ticket, self._request_id, self._created, self.preferred))
 
     def set_exception(self, error: BaseException, /) -> None:
         """Answers with the refusal."""
         self.answered = True
+        group = self._group
+        if not group.heard:
+            self._desk.tally.answering.append(group)
+        group.heard.append(error)
         self._connection.answer(self._desk.said_refusal(error, self._request_id))
+
+
+class LoggedExchange(Exchange):
+    """One that is logged when it was answered."""
+
+    __slots__ = ()
+
+    def set_result(self, ticket: Ticket, /) -> None:
+        """Answers with the ticket."""
+        super().set_result(ticket)
+        self._log(202 if ticket.pending is not None else 201 if self._created else 200, OK)
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Answers with the refusal."""
+        super().set_exception(error)
+        outcome = outcome_of(error)
+        known = error if isinstance(error, HoldfastError) and outcome == error.code else went_wrong()
+        self._log(kind_of(type(known)).status, outcome)
+
+    def _log(self, status: int, outcome: str) -> None:
+        route = _RESERVE_ROUTE if self._created else _PAY_ROUTE
+        log_access(hdrs.METH_POST, route, status, outcome, perf_counter() - self._group.began, self._request_id)
 
 
 class Desk:
@@ -161,6 +198,8 @@ class Desk:
         self._engine: Engine = app[ENGINE]
         self._config = app[CONFIG]
         self._request_ids = app[REQUEST_IDS]
+        self.tally: Tally = app[TALLY]
+        self._exchange = LoggedExchange if self._config.access_log else Exchange
         self._cors = CrossOrigin(self._config.allow_origins) if self._config.allow_origins else None
         self._sales: dict[str, str] = {}
         self._orders: dict[bytes, tuple[int | None, Mapping[str, int] | Sequence[Line] | None]] = {}
@@ -186,7 +225,13 @@ class Desk:
         sale = self._sales.get(path) or self._sale(path)
         if not sale and not (path.startswith(_PAY_BEGIN) and path.endswith(_PAY_END)):
             return False
-        exchange = Exchange(self, connection, self._request_ids.of(headers), sale is not None)
+        tally = self.tally
+        if sale:
+            group = tally.reserving.get(sale) or tally.begin(RESERVE, sale)
+        else:
+            named = path[len(_PAY_BEGIN) : path.find(".", len(_PAY_BEGIN))]
+            group = tally.paying.get(named) or tally.begin(PAY, named)
+        exchange = self._exchange(self, connection, self._request_ids.of(headers), sale is not None, group)
         try:
             if sale:
                 taken = self._reserve(exchange, sale, headers, body)
@@ -248,9 +293,13 @@ class Desk:
         payment = confirm_payment(ticket, body, caller, headers)
         return self._engine.confirm_for(exchange, *payment, durability=durability)
 
-    def request_id(self) -> str:
-        """A name for a request of which nothing is known."""
-        return self._request_ids.new()
+    def left_over(self, error: HttpError) -> str:
+        """Takes note of a request of which nothing is known but what it is refused for; a name for it."""
+        request_id, status = self._request_ids.new(), kind_of(type(error)).status
+        self.tally.answered(OTHER_METHOD, "", status, None)
+        if self._config.access_log:
+            log_access(OTHER_METHOD, "", status, error.code, 0.0, request_id)
+        return request_id
 
     def goes_first(self, message: RawRequestMessage) -> bool:
         """Whether a request is answered when there is no room for others: the operator's, and those about health."""
@@ -305,7 +354,7 @@ class Desk:
 
     def said_full(self) -> bytes:
         """The answer to a request for which there is no room: its connection is closed."""
-        said_now = self.said_refusal(Overloaded(), self.request_id())
+        said_now = self.said_refusal(Overloaded(), self._request_ids.new())
         return said_now.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
     def _made(self, ticket: Ticket, times: object) -> _Made:
@@ -320,7 +369,7 @@ class Desk:
         else:
             # Known to none that come after it: what is logged is logged each time.
             known, told = None, said(went_wrong(), _REQUEST_ID)
-            log.error("request %s failed", request_id, exc_info=error)
+            log.error("request %s failed", request_id, exc_info=error, extra={REQUEST_ID: request_id})
         status, headers, text = told
         before, _, rest = text.partition(_REQUEST_ID)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

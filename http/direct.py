@@ -22,6 +22,7 @@ from .bodies import BODY_BYTES_MAX
 from .context import ABANDONED
 from .desk import Desk, Exchange
 from .problems import MalformedRequest, problem, went_wrong
+from .tally import Tally
 
 log = logging.getLogger("holdfast.http")
 
@@ -130,6 +131,7 @@ class Connection(RequestHandler):
         others = len(manager._connections)
         if others >= manager.connections_max + SURPLUS_MAX:
             manager.turned_away += 1
+            manager.desk.tally.turned_away += 1
             cast(asyncio.Transport, transport).abort()
             return
         self.surplus = others >= manager.connections_max
@@ -222,6 +224,7 @@ class Connection(RequestHandler):
     def _turn_away(self) -> None:
         """Says that there is no room, and closes."""
         cast(DirectServer, self._manager).turned_away += 1
+        self.desk.tally.turned_away += 1
         if self.transport is not None:
             self.transport.write(self.desk.said_full())
         self._free()
@@ -283,7 +286,7 @@ class Connection(RequestHandler):
         # It logs the mistake, and raises when an answer has begun already.
         super().handle_error(request, status, exc, message)
         error = MalformedRequest("This is not HTTP as everybody reads it.") if status == 400 else went_wrong()
-        response = problem(error, self.desk.request_id())
+        response = problem(error, self.desk.left_over(error))
         response.headers[hdrs.SERVER] = SERVER_NAME
         response.force_close()
         return response
@@ -357,8 +360,9 @@ class Turn:
     (measured, see `docs/design.md`).
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, tally: Tally) -> None:
         self._loop = loop
+        self._tally = tally
         self._arrived: list[tuple[Connection, bytes]] = []
         self._answers: list[tuple[Connection, bytes]] = []
 
@@ -375,6 +379,7 @@ class Turn:
         self._answers.append((connection, said))
 
     def _begin(self) -> None:
+        self._tally.turn()
         arrived, self._arrived = self._arrived, []
         parsed = [connection.parse(data) for connection, data in arrived]
         for (connection, data), each in zip(arrived, parsed, strict=True):
@@ -393,6 +398,7 @@ class Turn:
                 connection.write(said)
             except Exception as error:
                 connection.fail(error)
+        self._tally.written()
 
 
 class DirectServer(web.Server):
@@ -416,7 +422,8 @@ class DirectServer(web.Server):
             **ordinary._kwargs,
         )
         self.desk = Desk(app)
-        self.turn = Turn(self._loop)
+        self.turn = Turn(self._loop, self.desk.tally)
+        self.desk.tally.connections = lambda: len(self._connections)
         self.connections_max = connections_max
         self.turned_away = 0
         self._look_again = self._loop.call_later(LOOK_SECONDS, self._look)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from holdfast.engine import NotReady
@@ -9,6 +11,12 @@ from holdfast.engine import NotReady
 from .bodies import json_response
 from .context import ENGINE, REQUEST_ID
 from .problems import problem
+
+#: Why a server takes no more buyers that answers still.
+STOPPING = "draining: this server is stopping, and answers those who are connected already"
+
+#: Set once the server begins to stop.
+DRAINING: web.AppKey[asyncio.Event] = web.AppKey("draining", asyncio.Event)
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -24,6 +32,8 @@ async def readyz(request: web.Request) -> web.Response:
 
     With `alarms`, when something is wrong all the same; or 503 with the reasons. Send no buyers while it is not.
     """
+    if request.app[DRAINING].is_set():
+        return problem(NotReady(STOPPING), request[REQUEST_ID], reasons=[STOPPING])
     readiness = await request.app[ENGINE].readiness()
     if readiness.ready:
         alarms = {"alarms": list(readiness.alarms)} if readiness.alarms else {}

@@ -17,6 +17,7 @@ from holdfast.engine import (
     AlreadyPurchased,
     CapacityInUse,
     Closed,
+    ConfigurationError,
     DurabilityUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
@@ -337,6 +338,13 @@ def kind_of(error: type[Exception]) -> Kind:
             raise LookupError(f"{error.__name__} has no status")
         _KINDS[error] = kind
     return kind
+
+
+def outcome_of(error: BaseException) -> str:
+    """What became of a call that ended like this: the code of the refusal that its caller hears."""
+    if isinstance(error, (HoldfastError, HttpError)) and not isinstance(error, ConfigurationError):
+        return error.code
+    return InternalError.code
 
 
 def went_wrong() -> InternalError:

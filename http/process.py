@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-import logging
 import resource
 import sys
 from typing import Any, Final
-
-from aiohttp.http_exceptions import HttpProcessingError
 
 from holdfast.engine import ConfigurationError, Durability, Engine
 
@@ -76,23 +73,3 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
-
-
-class _NoGarbage(logging.Filter):
-    """Drops aiohttp's tracebacks of requests that were not HTTP: anybody can send those, and there is nothing to do."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, HttpProcessingError)
-
-
-def set_up_logging(name: str = "") -> None:
-    """Log to standard error.
-
-    Parameters
-    ----------
-    name: of the process, in front of every message, when there are several.
-    """
-    form = f"%(asctime)s %(levelname)s {name and name + ' '}%(name)s: %(message)s"
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
-    logging.getLogger("aiohttp.server").addFilter(_NoGarbage())

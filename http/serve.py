@@ -7,7 +7,8 @@ import asyncio
 import uvloop
 
 from .app import create_app
-from .process import allow_many_connections, collect_rarely, connections_max, engine_of, set_up_logging
+from .logs import set_up_logging
+from .process import allow_many_connections, collect_rarely, connections_max, engine_of
 from .server import HttpServer
 from .settings import ServeSettings
 from .signals import stop_signal
@@ -23,7 +24,7 @@ def run(settings: ServeSettings) -> None:
     ------
     ConfigurationError: it cannot start like this.
     """
-    set_up_logging()
+    set_up_logging("", settings.log_format, settings.log_level)
     allow_many_connections()
     if settings.workers == 1:
         collect_rarely()

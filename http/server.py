@@ -10,6 +10,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from .direct import CONNECTIONS_MAX_DEFAULT, Connection, Runner
+from .health import DRAINING
 from .stream import STREAMS
 
 #: Seconds for which an idle connection is kept: longer than the 60 s after which common proxies give up theirs, so that
@@ -56,7 +57,7 @@ class HttpServer:
     """
 
     def __init__(self, app: web.Application, connections_max: int = CONNECTIONS_MAX_DEFAULT) -> None:
-        self._draining = False
+        self._draining = app[DRAINING]
         self._streams = app[STREAMS]
         self._streams.readers_max = round(connections_max * STREAMS_SHARE)
         self._sockets: list[socket.socket] = []
@@ -77,7 +78,7 @@ class HttpServer:
 
         What comes to the socket afterwards stays in its queue for another process that has it, if there is one.
         """
-        self._draining = True
+        self._draining.set()
         if self._runner.desk is not None:
             self._runner.desk.draining = True
         for site in list(self._runner.sites):
@@ -110,6 +111,6 @@ class HttpServer:
 
     async def _say_close(self, request: web.Request, response: web.StreamResponse) -> None:
         protocol = request.protocol
-        if self._draining or (isinstance(protocol, Connection) and protocol.surplus):
+        if self._draining.is_set() or (isinstance(protocol, Connection) and protocol.surplus):
             response.force_close()
             response.headers[hdrs.CONNECTION] = "close"

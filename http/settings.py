@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from holdfast.engine import ConfigurationError, Durability
 from holdfast.engine.engine import REPLICAS_DEFAULT, RETENTION_MS_DEFAULT, SNAPSHOT_MS_DEFAULT
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .context import AppConfig
 
 PORT_MAX = 65_535
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 #: Processes that serve one port. Redis is one thread, and busy with about eight of them; each takes some 60 MB.
 WORKERS_MAX = 64
@@ -81,6 +84,12 @@ class ServeSettings(Settings):
         Milliseconds between two copies of what is new into the store.
     retention_ms
         Milliseconds that ended tickets stay in Redis.
+    log_format
+        Lines of the log: text for people, or json.
+    log_level
+        The least that is logged: debug, info, warning, error or critical.
+    access_log
+        Log every request, one line each.
     recover
         Rebuild what Redis has lost from the store before serving.
     demo
@@ -99,6 +108,9 @@ class ServeSettings(Settings):
     replicas: int = REPLICAS_DEFAULT
     snapshot_ms: int = SNAPSHOT_MS_DEFAULT
     retention_ms: int = RETENTION_MS_DEFAULT
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+    access_log: bool = False
     recover: bool = False
     demo: bool = False
 
@@ -121,6 +133,14 @@ class ServeSettings(Settings):
             raise ConfigurationError(f"--connections-max must be at least 1, not {self.connections_max}.")
         if self.snapshot_ms < 1:
             raise ConfigurationError(f"--snapshot-ms must be at least 1, not {self.snapshot_ms}.")
+        if self.log_format not in get_args(LogFormat):
+            raise ConfigurationError(
+                f"--log-format must be one of {', '.join(get_args(LogFormat))}, not '{self.log_format}'."
+            )
+        if self.log_level not in get_args(LogLevel):
+            raise ConfigurationError(
+                f"--log-level must be one of {', '.join(get_args(LogLevel))}, not '{self.log_level}'."
+            )
         if self.retention_ms < 0:
             raise ConfigurationError(f"--retention-ms must not be negative, not {self.retention_ms}.")
 
@@ -142,4 +162,5 @@ class ServeSettings(Settings):
             buyer_token_key=self.buyer_token_key,
             trusted_proxy=self.trusted_proxy,
             allow_origin=self.allow_origin,
+            access_log=self.access_log,
         )

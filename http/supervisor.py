@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import os
 import secrets
 import select
 import signal
@@ -24,6 +26,7 @@ from .process import connections_max, engine_of
 from .settings import ServeSettings
 from .signals import stop_signal
 from .sockets import admit_no_more, listening, patience
+from .totals import Totals
 from .welcome import established_token, welcome
 from .worker import ALIVE, DRAINING, END_SECONDS, FAILED, SERVING, Orders
 
@@ -110,8 +113,11 @@ class Workers:
         self._settings = settings
         self._shares = shares
         self._leadership = Leadership.create()
+        self._totals = Totals.create()
         self._tasks: list[asyncio.Task[None]] = []
         self._workers: set[_Worker] = set()
+        #: Places in the totals of the workers that there are.
+        self._places: set[int] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._serving: set[int] = set()
         self._all_serve = asyncio.Event()
@@ -160,6 +166,7 @@ class Workers:
             for sock in share:
                 sock.close()
         self._leadership.close()
+        os.close(self._totals)
 
     def kill(self) -> None:
         """Ends the workers at once."""
@@ -208,12 +215,21 @@ class Workers:
             pause = min(max(PAUSE_SECONDS, pause * 2), PAUSE_SECONDS_MAX)
 
     async def _begin(self, number: int, share: list[socket.socket]) -> _Worker:
+        # One that drains still counts in its place while its successor serves.
+        place = next(free for free in itertools.count() if free not in self._places)
+        self._places.add(place)
         orders = Orders(
             settings=self._settings,
             sockets=tuple(sock.fileno() for sock in share),
             leadership=self._leadership.fileno,
+            totals=self._totals,
+            place=place,
         )
-        worker = await _Worker.start(number, orders)
+        try:
+            worker = await _Worker.start(number, orders)
+        except BaseException:
+            self._places.discard(place)
+            raise
         self._workers.add(worker)
         if self._stopping.is_set():
             # Only for those who still wait.
@@ -223,13 +239,16 @@ class Workers:
     async def _end(self, worker: _Worker) -> None:
         await worker.ends()
         self._workers.discard(worker)
+        self._places.discard(worker.place)
 
 
 class _Worker:
     """A process that serves one share."""
 
-    def __init__(self, number: int, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, number: int, process: asyncio.subprocess.Process, place: int = 0) -> None:
         self._number = number
+        #: In the totals.
+        self.place = place
         self._process = process
         #: Why it did not start, in its own words or ours.
         self.complaint = ""
@@ -248,13 +267,13 @@ class _Worker:
             str(number),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            pass_fds=(*orders.sockets, orders.leadership),
+            pass_fds=(*orders.sockets, orders.leadership, orders.totals),
             # Ctrl-C reaches the whole foreground group: they are told by us, and once.
             start_new_session=True,
         )
         assert process.stdin is not None
         process.stdin.write(orders.line())
-        return cls(number, process)
+        return cls(number, process, orders.place)
 
     @property
     def status(self) -> str:

@@ -67,8 +67,7 @@ async def _first_lines(engine: Engine, settings: ServeSettings, address: str) ->
     readiness = await engine.readiness()
     if not readiness.ready:
         return [
-            f"Not ready, for {len(readiness.reasons)} reasons; what is named here is not sold. Run `holdfast recover`,"
-            " or start with --recover:",
+            "Not ready; what is named here is not sold. Run `holdfast recover`, or start with --recover:",
             *(f"  {reason}" for reason in readiness.reasons[:REASONS_SHOWN]),
         ]
     try:

@@ -26,10 +26,12 @@ from holdfast.engine import HoldfastError
 from holdfast.engine.leadership import Leadership
 
 from .app import create_app
-from .process import collect_rarely, connections_max, engine_of, set_up_logging
+from .logs import set_up_logging
+from .process import collect_rarely, connections_max, engine_of
 from .server import IDLE_SECONDS, SHUTDOWN_SECONDS, HttpServer
 from .settings import ServeSettings
 from .signals import stop_signal
+from .totals import Totals
 
 log = logging.getLogger("holdfast.worker")
 
@@ -59,12 +61,15 @@ class Orders:
     Parameters
     ----------
     settings: of the server, with the Redis, the secret and the operator's token that the supervisor established.
-    sockets: descriptors of the listening sockets, one for each address; inherited. leadership: likewise.
+    sockets: descriptors of the listening sockets, one for each address; inherited. leadership, totals: likewise.
+    place: of this worker in the totals.
     """
 
     settings: ServeSettings
     sockets: tuple[int, ...]
     leadership: int
+    totals: int
+    place: int
 
     def line(self) -> bytes:
         """As they are sent."""
@@ -77,23 +82,31 @@ class Orders:
         # JSON knows lists and no tuples.
         settings: dict[str, Any] = sent["settings"]
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        settings["data_dir"] = Path(settings["data_dir"])
+        for name in ("config", "data_dir"):
+            settings[name] = Path(settings[name])
         return cls(
-            settings=ServeSettings(**settings), sockets=tuple(sent["sockets"]), leadership=int(sent["leadership"])
+            settings=ServeSettings(**settings),
+            sockets=tuple(sent["sockets"]),
+            leadership=int(sent["leadership"]),
+            totals=int(sent["totals"]),
+            place=int(sent["place"]),
         )
 
 
 def main() -> int:
     """Works until the pipe ends or a signal comes; the exit status."""
-    set_up_logging(f"worker {sys.argv[1]}")
+    name = f"worker {sys.argv[1]}"
+    set_up_logging(name)
     line = b""
     while not line.endswith(b"\n"):
         more = os.read(_STDIN, READ_BYTES)
         if not more:
             return 0  # the supervisor died before it could say anything
         line += more
+    orders = Orders.read(line)
+    set_up_logging(name, orders.settings.log_format, orders.settings.log_level)
     collect_rarely()
-    return uvloop.run(work(Orders.read(line)))
+    return uvloop.run(work(orders))
 
 
 async def work(orders: Orders) -> int:
@@ -104,7 +117,8 @@ async def work(orders: Orders) -> int:
     engine = engine_of(settings, leadership=Leadership(orders.leadership))
     try:
         async with engine:
-            server = HttpServer(create_app(engine, settings.app_config("")), connections_max(settings))
+            app = create_app(engine, settings.app_config(""), Totals(orders.totals, orders.place))
+            server = HttpServer(app, connections_max(settings))
             try:
                 for descriptor in orders.sockets:
                     await server.start(socket.socket(fileno=descriptor))

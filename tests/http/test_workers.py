@@ -325,7 +325,7 @@ def test_orders_arrive_as_they_were_sent() -> None:
         trusted_proxy=("10.0.0.0/8",),
         workers=3,
     )
-    orders = Orders(settings=settings, sockets=(5, 6), leadership=7)
+    orders = Orders(settings=settings, sockets=(5, 6), leadership=7, totals=8, place=1)
     assert orders.line().count(b"\n") == 1
     assert Orders.read(orders.line()) == orders
 

@@ -35,6 +35,7 @@ from holdfast.http.desk import Desk
 from holdfast.http.direct import Connection, DirectServer, Turn
 from holdfast.http.process import collect_rarely
 from holdfast.http.server import BACKLOG, SERVER_OPTIONS
+from holdfast.http.tally import Tally
 
 #: Headers that aiohttp writes by itself.
 OWN_HEADERS = frozenset({"date", "content-length", "connection", "server"})
@@ -91,7 +92,7 @@ class BareServer(DirectServer):
     def __init__(self, answers: Mapping[str, Answer]) -> None:
         web.Server.__init__(self, _handler(answers), **_options())
         self.desk = cast(Desk, ConstantDesk(answers))
-        self.turn = Turn(self._loop)
+        self.turn = Turn(self._loop, Tally())
 
 
 def _options() -> dict[str, Any]:
