@@ -42,7 +42,7 @@ from holdfast.engine import (
     UnknownTicket,
 )
 
-from . import answers, batches, docs, health, metrics, models, openapi, sales, stream, tickets
+from . import answers, batches, docs, health, metrics, models, openapi, sales, site, stream, tickets
 from .bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, MERGE_PATCH
 from .context import CONFIG, ENGINE, REQUEST_ID, AppConfig, Headers
 from .logs import REQUEST, log_access
@@ -187,6 +187,9 @@ ROUTES = (
     Route("GET", "/docs", docs.viewer, str, media_type=HTML),
     Route("GET", "/docs/errors", docs.errors, str, media_type=HTML),
     Route("GET", "/docs/{name}", docs.docs_file, bytes, media_type=ANY_MEDIA, refusals=(UnknownRoute,)),
+    Route("GET", "/", site.dashboard, str, media_type=HTML),
+    Route("GET", "/shop/{sale}", site.shop, str, statuses=(200, 404), media_type=HTML),
+    Route("GET", "/assets/{name}", site.asset, bytes, media_type=ANY_MEDIA, refusals=(UnknownRoute,)),
 )
 
 
