@@ -1,4 +1,4 @@
-"""What a server prints when it has started: its address, the operator's token, and what to try first."""
+"""What a server prints when it has started: its address, the operator's token, its pages, and what to try first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ async def welcome(engine: Engine, settings: ServeSettings, operator_token: str, 
     """Print the first lines; with `--demo`, and no sale at all, the sale is created here."""
     address = f"http://{_host_text(settings.host)}:{port}"
     print(f"Holdfast serves on {address}")
-    print(f"operator token: {_token_text(operator_token if settings.operator_token is None else None, settings)}")
+    made = operator_token if settings.operator_token is None else None
+    print(f"operator token: {_token_text(made, settings)}")
+    # A fragment is not sent to the server; the page takes it out of the address. A configured token is not shown.
+    print(f"dashboard: {address}/{'' if made is None else f'#token={made}'}")
     for line in await _first_lines(engine, settings, address):
         print(line)
     sys.stdout.flush()
@@ -79,7 +82,7 @@ async def _first_lines(engine: Engine, settings: ServeSettings, address: str) ->
 
 
 async def _try_it(engine: Engine, settings: ServeSettings, address: str) -> list[str]:
-    """Three lines to paste, one after the other: reserve, pay, look. Empty without a sale to show.
+    """The shop, and three lines to paste, one after the other: reserve, pay, look. Empty without a sale to show.
 
     The ticket's id is derived from the sale, the buyer and the idempotency key, so that it is known beforehand.
     """
@@ -93,7 +96,10 @@ async def _try_it(engine: Engine, settings: ServeSettings, address: str) -> list
         {"quantity": 1} if len(sale.items) == 1 else {"lines": [{"sku": sale.items[0].sku, "quantity": 1}]}
     )
     headers = {"Content-Type": "application/json", "Idempotency-Key": key, **named}
+    # Where buyers need signed tokens the shop page cannot sell.
+    shop = [f"shop: {address}/shop/{sale.id}"] if settings.buyer_token_key is None else []
     return [
+        *shop,
         "Try it:",
         _curl("POST", f"{address}/sales/{sale.id}/tickets", headers, json.dumps(order)),
         _curl("POST", f"{address}/tickets/{ticket}/payment", named),

@@ -329,10 +329,10 @@ def test_the_tour_of_the_command_line(served: Served) -> None:
 @needs_curl
 def test_the_lines_that_are_printed_work_when_pasted(served: Served) -> None:
     (shown,) = (block.text.splitlines() for block in blocks(README) if block.text.startswith("Holdfast serves on"))
-    made = re.compile(r"demo-[0-9a-f]{12}|demo\.[\w-]{22}|(?<=: )[0-9a-f]{16}|(?<=token: )\S{32}")
+    made = re.compile(r"demo-[0-9a-f]{12}|demo\.[\w-]{22}|(?<=: )[0-9a-f]{16}|(?<=token[:=])[ ]?\S{32}")
     printed = [line.replace(served.address, ADDRESS) for line in served.printed]
     assert [made.sub("...", line) for line in shown] == [made.sub("...", line) for line in printed]
-    statuses, outputs = run_shell(served, served.printed[3:])
+    statuses, outputs = run_shell(served, served.printed[served.printed.index("Try it:") + 1 :])
     assert statuses == [[201], [200], [200]]
     assert json.loads(outputs[1])["status"] == "purchased"
     assert json.loads(outputs[2])["purchased"] == 1
