@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from documents import ROOT, blocks, run_shell, serving
+
+METRIC = re.compile(r"`(holdfast_\w+)`")
 
 REHEARSAL = (ROOT / "docs" / "howto" / "rehearsal.md").read_text()
 
@@ -21,3 +24,10 @@ def test_the_commands_of_the_rehearsal(tmp_path: Path) -> None:
         assert b"redis" in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert (ROOT / "http" / "worker.py").exists()
     assert "pgrep -f 'holdfast.http.worker'" in REHEARSAL
+
+
+def test_the_metrics_that_are_named_are_there() -> None:
+    metrics = (ROOT / "docs" / "metrics.md").read_text()
+    named = {name for page in (ROOT / "docs" / "howto").glob("*.md") for name in METRIC.findall(page.read_text())}
+    assert len(named) >= 2
+    assert {name for name in named if f"| `{name}` |" not in metrics} == set()

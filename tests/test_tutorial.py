@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Block, Served, blocks, environment, run_shell, serving, steady
+from documents import ADDRESS, ROOT, Block, Served, blocks, environment, run_shell, serving, steady
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 
@@ -72,6 +73,14 @@ def test_the_tutorial(tmp_path: Path) -> None:
         last = [at for at in steps if at > killing]
         _, outputs = run_shell(served, [every[at].text for at in last])
         assert [compare(every, at, output) for at, output in zip(last, outputs, strict=True)] == [True] * len(last)
+
+
+def test_the_lines_that_the_tutorial_shows_first_are_printed(tmp_path: Path) -> None:
+    (start,) = (block.text.splitlines() for block in blocks(TUTORIAL) if block.text.startswith("Holdfast serves on"))
+    made = re.compile(r"(?<=token[:=])\s*\S{32}")
+    with serving(tmp_path) as served:
+        printed = [made.sub("...", line.replace(served.address, ADDRESS)) for line in served.printed]
+    assert [made.sub("...", line) for line in start] == printed[: len(start)]
 
 
 def test_the_engine_in_the_tutorial(tmp_path: Path) -> None:
