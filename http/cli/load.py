@@ -6,7 +6,7 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Parameter
 
@@ -14,6 +14,9 @@ from holdfast.engine import ConfigurationError
 
 from ..load.scenario import PRESETS, Scenario, scenario_of
 from .app import FOUND_WRONG, OK
+
+if TYPE_CHECKING:
+    from ..load.run import Target
 
 #: Where the operator's token lies in a data directory.
 TOKEN_FILE: Final = "operator_token"
@@ -120,16 +123,14 @@ def _kept_token(data_dir: Path) -> str | None:
         return None
 
 
-def _run(scenario: Scenario, target: object, json: Path | None, report: Path) -> int:
+def _run(scenario: Scenario, target: Target, json: Path | None, report: Path) -> int:
     import uvloop
 
     from ..load import page, result
-    from ..load.run import Run, Target, run
+    from ..load.run import Run, run
     from ..load.screen import screen
     from ..load.seller import CannotRun
     from ..signals import stop_signal
-
-    assert isinstance(target, Target)
 
     async def driven() -> Run:
         return await run(scenario, target, shown, stop_signal())

@@ -372,6 +372,14 @@ def test_refusals_that_may_have_been_true(log: Log) -> None:
     assert wrong(judged(log, last)) == []
 
 
+def test_an_order_that_nobody_heard_of_may_hold_its_units_for_ever(log: Log) -> None:
+    log.reserves(1, "a")
+    log.did(2, Call.RESERVE, key="r-2", code=HUNG_UP)
+    log.now += 100
+    log.hears(3, "all_held")
+    assert wrong(judged(log, end({"a": "expired"}))) == []
+
+
 def test_in_a_sale_of_others_a_refusal_is_no_accusation(log: Log) -> None:
     log.reserves(1, "a")
     log.hears(2, "sold_out")
