@@ -9,6 +9,9 @@ import { pause } from "./waiting.js";
 const EVERY_MS = 1_000;
 const ABSENT_MS = 10_000;
 
+/** Milliseconds until a second has been counted: one look, and its answer. */
+const LATE_MS = 1_500;
+
 const LABELS = {
   sold_out: ["Sold out", "red"],
   all_held: ["All held", "held"],
@@ -29,6 +32,7 @@ export class Refusals {
   #stopped = new AbortController();
   #present = true;
   #since = 0;
+  #lookedAt = 0;
 
   /** @param {HTMLElement} figure @param {number} span seconds */
   constructor(figure, span) {
@@ -51,8 +55,9 @@ export class Refusals {
     this.#stopped.abort();
   }
 
-  /** @param {number} now seconds of the reader's clock, by which these were counted */
-  draw(now) {
+  /** Draws what was counted, by the reader's clock. */
+  draw() {
+    const now = Math.floor((Date.now() - LATE_MS) / 1000);
     const kinds = [...this.#tally.kinds(now)];
     const known = Object.keys(LABELS).filter((each) => kinds.includes(each));
     const others = kinds.filter((each) => !(each in LABELS));
@@ -78,12 +83,12 @@ export class Refusals {
     }
   }
 
-  /** Counts what is more than at the last look, spread over the seconds since. */
+  /** Counts what is more than at the last look, spread over the time since. */
   #take(counters) {
     const now = Date.now();
-    const since = this.at === undefined ? 1 : Math.min(this.span, Math.max(1, Math.round((now - this.at) / 1000)));
     const first = this.#before.size === 0;
-    this.at = now;
+    const began = first ? now : Math.max(this.#lookedAt, now - this.span * 1000);
+    this.#lookedAt = now;
     for (const { call, outcome, value } of counters) {
       const key = `${call} ${outcome}`;
       const before = this.#before.get(key) ?? 0;
@@ -91,7 +96,10 @@ export class Refusals {
       // A counter that fell began anew, with its process.
       const more = value < before ? value : value - before;
       if (first || more === 0) continue;
-      for (let back = 0; back < since; back++) this.#tally.add(now - 1000 - back * 1000, outcome, more / since);
+      for (let from = began; from < now; from = (Math.floor(from / 1000) + 1) * 1000) {
+        const until = Math.min(now, (Math.floor(from / 1000) + 1) * 1000);
+        this.#tally.add(from, outcome, (more * (until - from)) / (now - began));
+      }
     }
     // So that the next look is not the first, even where nothing was ever refused.
     if (this.#before.size === 0) this.#before.set("", 0);

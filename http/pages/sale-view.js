@@ -109,7 +109,7 @@ export class SaleView {
     if (this.#frozen) return;
     this.feed.draw(sale);
     this.#drawRates();
-    this.refusals.draw(Math.floor(Date.now() / 1000));
+    this.refusals.draw();
   }
 
   #drawHead(sale) {
