@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,16 @@ def compare(every: list[Block], at: int, output: str) -> bool:
 
 def command_line(served: Served) -> str:
     return Path(f"/proc/{served.process.pid}/cmdline").read_text().replace("\0", " ")
+
+
+@pytest.fixture(autouse=True)
+def no_redis_is_left(tmp_path: Path) -> Iterator[None]:
+    """A test that fails between the kill and the next start would leave the Redis of the server that was killed."""
+    yield
+    record = tmp_path / "holdfast-data" / "redis" / "server.json"
+    pid = json.loads(record.read_text()).get("pid") if record.exists() else None
+    if pid and str(tmp_path) in os.path.realpath(f"/proc/{pid}/cwd"):
+        os.kill(pid, signal.SIGTERM)
 
 
 @pytest.mark.timeout(240)
