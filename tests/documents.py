@@ -68,7 +68,9 @@ async def running(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
     try:
         yield process
     finally:
-        process.terminate()
+        # One that only answers a question has ended already.
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
         await process.wait()
         # Closes the pipe now, and not when it is collected.
         process._transport.close()  # type: ignore[attr-defined]

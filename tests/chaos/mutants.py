@@ -54,10 +54,10 @@ MUTANTS = (
         "counters-of-two-moments",
         "the counters of a sale are of one moment",
         "engine/slots.py",
-        "            return Definition.from_json(definition), counts, int(sequence)\n",
+        "            return slot.definition.sale(counts, int(epoch), int(sequence))\n",
         '            later = await self._server.call("HGET", slot.keys.sale, "counts")\n'
         '            counts = b" ".join([counts.split()[0], *later.split()[1:]])\n'
-        "            return Definition.from_json(definition), counts, int(sequence)\n",
+        "            return slot.definition.sale(counts, int(epoch), int(sequence))\n",
         "C",
         workloads.crowd,
         alone=True,

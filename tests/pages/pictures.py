@@ -1,4 +1,4 @@
-"""The pictures in docs/pages.md, made anew by naming this file: `python -m pytest tests/pages/pictures.py`.
+"""The pictures in docs/, made anew by naming this file: `python -m pytest tests/pages/pictures.py`.
 
 The system's letters are used. With Inter on the machine (Debian's fonts-inter) the pictures come out as they are.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,3 +132,14 @@ async def test_the_shop(start_server: Any, open_page: Open) -> None:
         await page.evaluate("scrollTo(0, 0)")
         await page.locator("#name").click()
         await take(page, name)
+
+
+async def test_the_report_of_a_load(start_server: Any, open_page: Open, tmp_path: Path) -> None:
+    server = start_server()
+    report = tmp_path / "report.html"
+    command = [sys.executable, "-m", "holdfast.http.cli", "load", "2000-for-100", "--url", server.address]
+    await asyncio.to_thread(
+        subprocess.run, [*command, "--operator-token", TOKEN, "--report", str(report)], check=True, cwd=tmp_path
+    )
+    page = await open_page(report.as_uri(), viewport={"width": 980, "height": 1630})
+    await take(page, "report")
