@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 import random
+import re
 import secrets
 import string
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,8 +18,9 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
 from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -48,7 +50,7 @@ from holdfast.engine.limits import HOLD_MS_DEFAULT
 from . import told
 from .events import MEDIA_TYPE, Event, events
 from .models import instant_text
-from .problems import OperatorTokenRequired
+from .problems import HttpError, OperatorTokenRequired
 from .told import UnexpectedAnswer
 
 #: Seconds for a call with all its repetitions, when the caller says nothing: a restart of a server takes fewer.
@@ -73,11 +75,20 @@ CONNECTIONS_MAX: Final = 100
 KEY_BYTES: Final = 16
 NAME_CHARS: Final = 22
 
+#: Bytes of an answer: a page of 500 sales with 100 items each, all with the longest names, is 45 MB.
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+
 #: Bytes of a strange answer that its exception shows.
 SHOWN_BYTES_MAX: Final = 200
 
 #: Statuses of proxies that have no answer of a server: it may have had the request.
 GATEWAY_STATUSES: Final = (502, 503, 504)
+
+
+_TOKEN: Final = re.compile(r"[!-~]+")
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class _Answer(NamedTuple):
@@ -86,6 +97,16 @@ class _Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: Any
+
+    def told(self, read: Callable[Concatenate[Any, P], T], *args: P.args, **more: P.kwargs) -> T:
+        """What the body says, by one of the readers of `told.py`.
+
+        Raises
+        ------
+        UnexpectedAnswer: it lacks something, or has something else in its place.
+        """
+        with told.understood(self.status):
+            return read(self.body, *args, **more)
 
 
 class Client:
@@ -108,7 +129,7 @@ class Client:
 
     Raises
     ------
-    ConfigurationError: the address is none, or two buyers are named.
+    ConfigurationError: the address is none, two buyers are named, or a token is none.
     """
 
     def __init__(
@@ -126,6 +147,11 @@ class Client:
             raise ConfigurationError("The address of a server is http:// or https://, a host, and perhaps a path.")
         if buyer is not None and buyer_token is not None:
             raise ConfigurationError("Name the buyer by 'buyer' or by 'buyer_token', not by both.")
+        if operator_token is not None and parts.username is not None:
+            raise ConfigurationError("An address with a user in it leaves no room for the operator's token.")
+        for what, token in (("operator_token", operator_token), ("buyer_token", buyer_token)):
+            if token is not None and not _TOKEN.fullmatch(token):
+                raise ConfigurationError(f"'{what}' must be visible ASCII characters.")
         self._url = url.rstrip("/")
         self._buyer = buyer
         self._operator = operator_token is not None
@@ -146,7 +172,7 @@ class Client:
             self._session = self._owned = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=True,
+                proxy=_proxy(self._url),
             )
         return self
 
@@ -192,7 +218,7 @@ class Client:
             "durability": durability,
         }
         answer = await self._call("POST", "/sales", body=_given(body), changes=True)
-        return told.sale(answer.body, created=answer.status == 201)
+        return answer.told(told.sale, created=answer.status == 201)
 
     async def amend_sale(self, sale: str, changes: Mapping[str, object]) -> Sale:
         """Changes a sale, for the operator; parameters and refusals as of `Engine.amend_sale`."""
@@ -202,7 +228,7 @@ class Client:
             if isinstance(value, int):
                 body[name] = instant_text(value)
         answer = await self._call("PATCH", f"/sales/{_part(sale)}", body=body, changes=True)
-        return told.sale(answer.body)
+        return answer.told(told.sale)
 
     async def sale(self, sale: str) -> Sale:
         """The sale with its counters.
@@ -211,11 +237,11 @@ class Client:
         ------
         UnknownSale, NotReady.
         """
-        return told.sale((await self._call("GET", f"/sales/{_part(sale)}")).body)
+        return (await self._call("GET", f"/sales/{_part(sale)}")).told(told.sale)
 
     async def sales(self, *, limit: int = 100, cursor: str | None = None) -> Page[Sale]:
         """Sales in the order of their ids, for the operator; parameters as of `Engine.sales`."""
-        return told.sales((await self._call("GET", "/sales", query={"limit": limit, "cursor": cursor})).body)
+        return (await self._call("GET", "/sales", query={"limit": limit, "cursor": cursor})).told(told.sales)
 
     # -- tickets ---------------------------------------------------------------------------------------------------
 
@@ -318,7 +344,7 @@ class Client:
         """
         named, headers = self._for(buyer)
         query = {**named, "status": status, "limit": limit, "cursor": cursor}
-        return told.tickets((await self._call("GET", f"/sales/{_part(sale)}/tickets", None, headers, query)).body)
+        return (await self._call("GET", f"/sales/{_part(sale)}/tickets", None, headers, query)).told(told.tickets)
 
     # -- many at once ----------------------------------------------------------------------------------------------
 
@@ -364,7 +390,7 @@ class Client:
             return []
         attempts = _Attempts(self._timeout_s)
         answer = await self._call("POST", path, {"entries": bodies}, headers, changes=True, attempts=attempts)
-        outcomes = [told.outcome(entry) for entry in answer.body["entries"]]
+        outcomes = answer.told(told.outcomes, len(bodies))
         while open_ := [at for at, outcome in enumerate(outcomes) if isinstance(outcome, _UNDECIDED)]:
             if not await attempts.pause(max(outcomes[at].retry_after_ms for at in open_)):  # type: ignore[union-attr]
                 break
@@ -375,8 +401,11 @@ class Client:
                 for at in open_:
                     outcomes[at] = _worse(outcomes[at], error)
                 break
-            for at, entry in zip(open_, answer.body["entries"], strict=True):
-                outcomes[at] = _worse(outcomes[at], told.outcome(entry))
+            except (HoldfastError, HttpError):
+                # Another server by now, or another token: those that were decided must be told all the same.
+                break
+            for at, outcome in zip(open_, answer.told(told.outcomes, len(open_)), strict=True):
+                outcomes[at] = _worse(outcomes[at], outcome)
         return outcomes
 
     # -- the server ------------------------------------------------------------------------------------------------
@@ -389,9 +418,7 @@ class Client:
         NotReady: there was no answer in time.
         """
         answer = await self._call("GET", "/readyz", settled=lambda answer: "reasons" in answer.body)
-        if answer.status == 200:
-            return Readiness(True, (), tuple(answer.body.get("alarms", ())))
-        return Readiness(False, tuple(answer.body["reasons"]))
+        return answer.told(told.readiness)
 
     # -- the live stream -------------------------------------------------------------------------------------------
 
@@ -407,8 +434,10 @@ class Client:
         """
         async for event in self._follow(sale, {}, ""):
             if event.name == "counts":
-                epoch = int(event.id.partition("-")[0]) if event.id else 0
-                yield told.sale(json.loads(event.data), epoch=epoch)
+                with told.understood(200):
+                    epoch = int(event.id.partition("-")[0]) if event.id else 0
+                    counted = told.sale(json.loads(event.data), epoch=epoch)
+                yield counted
 
     async def transitions(self, sale: str, *, after: tuple[int, int] | None = None) -> AsyncIterator[SaleTransition]:
         """Every transition of a sale, in order and without a gap or a repetition, for the operator.
@@ -431,7 +460,9 @@ class Client:
         begin = "" if after is None else str(Position(*after))
         async for event in self._follow(sale, {"Authorization": token}, begin):
             if event.name == "transition":
-                yield told.transition(json.loads(event.data))
+                with told.understood(200):
+                    transition = told.transition(json.loads(event.data))
+                yield transition
 
     async def _follow(self, sale: str, headers: Mapping[str, str], last: str) -> AsyncIterator[Event]:
         """The events of a sale's stream, through as many connections as it takes.
@@ -448,10 +479,11 @@ class Client:
                 async with self._stream(path, {**headers, **resumed}) as pieces:
                     # From the first connection on it goes on for as long as whoever asked wants to hear.
                     attempts = _Attempts(None)
-                    async for event in events(pieces):
-                        if event.id:
-                            last = event.id
-                        yield event
+                    with told.understood(200):
+                        async for event in events(pieces):
+                            if event.id:
+                                last = event.id
+                            yield event
                 failure: NotReady | Overloaded = NotReady("the server ended the stream")
             except (aiohttp.ClientError, TimeoutError, OSError, _NoAnswer) as error:
                 failure = NotReady(_reason(error))
@@ -602,10 +634,14 @@ async def _read(response: aiohttp.ClientResponse) -> _Answer:
     ------
     _NoAnswer: it is a proxy's. UnexpectedAnswer: it is somebody else's.
     """
-    text = await response.read()
+    text = bytearray()
+    async for piece in response.content.iter_any():
+        text += piece
+        if len(text) > ANSWER_BYTES_MAX:
+            raise UnexpectedAnswer(response.status, f"it has more than {ANSWER_BYTES_MAX:,} bytes")
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if isinstance(body, dict) and (response.status < 300 or "code" in body):
         return _Answer(response.status, response.headers, body)
@@ -615,8 +651,8 @@ async def _read(response: aiohttp.ClientResponse) -> _Answer:
 
 
 def _refused(answer: _Answer) -> Exception:
-    error = told.refusal(answer.body, answer.headers)
-    return error or UnexpectedAnswer(answer.status, str(answer.body["code"]))
+    error = answer.told(told.refusal, answer.headers)
+    return error or UnexpectedAnswer(answer.status, str(answer.body["code"])[:SHOWN_BYTES_MAX])
 
 
 def _reason(error: Exception) -> str:
@@ -630,7 +666,7 @@ def _worse(before: Ticket | HoldfastError, now: Ticket | HoldfastError) -> Ticke
 
 
 def _ticket(answer: _Answer) -> Ticket:
-    return told.ticket(answer.body, replayed=answer.headers.get("Idempotent-Replayed") == "true")
+    return answer.told(told.ticket, replayed=answer.headers.get("Idempotent-Replayed") == "true")
 
 
 def _order(quantity: int | None, lines: Mapping[str, int] | Sequence[Line] | None) -> dict[str, Any]:
@@ -653,6 +689,15 @@ def _keyed(key: str | None) -> dict[str, str]:
 
 def _preferring(durability: Durability | None) -> dict[str, str]:
     return {} if durability is None else {"Prefer": f"durability={durability}"}
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for this address.
+
+    aiohttp would look into ~/.netrc as well, and can then not send the operator's token.
+    """
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _part(id: str) -> str:

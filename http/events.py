@@ -8,6 +8,9 @@ from typing import Final, NamedTuple
 #: What an answer with events calls itself.
 MEDIA_TYPE: Final = "text/event-stream"
 
+#: Bytes of one event: a sale of 100 items with the longest names has 90 KB.
+EVENT_BYTES_MAX: Final = 1024 * 1024
+
 
 class Event(NamedTuple):
     """One event; `id` is empty when it has none of its own."""
@@ -18,11 +21,18 @@ class Event(NamedTuple):
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
-    """The events in what arrives, piece by piece; what ends in the middle of one is no event."""
+    """The events in what arrives, piece by piece; what ends in the middle of one is no event.
+
+    Raises
+    ------
+    ValueError: these are no events: not UTF-8, or one that has no end.
+    """
     rest = b""
+    size = 0
     fields: dict[str, str] = {}
     async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
+        size += len(piece)
         for line in lines:
             text = line.removesuffix(b"\r").decode()
             if text:
@@ -33,3 +43,6 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
                 if "data" in fields:
                     yield Event(fields.get("event", "message"), fields.get("id", ""), fields["data"])
                 fields = {}
+                size = len(rest)
+        if size > EVENT_BYTES_MAX:
+            raise ValueError(f"an event of more than {EVENT_BYTES_MAX:,} bytes")

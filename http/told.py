@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from holdfast.engine import (
@@ -17,6 +18,7 @@ from holdfast.engine import (
     Kind,
     Line,
     Page,
+    Readiness,
     Sale,
     SaleTransition,
     Status,
@@ -53,6 +55,15 @@ class UnexpectedAnswer(ConfigurationError):
         self.status = status
 
 
+@contextmanager
+def understood(status: int) -> Iterator[None]:
+    """Has what is read within it be an `UnexpectedAnswer` where it lacks something, or has something else there."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise UnexpectedAnswer(status, f"it cannot be read ({type(error).__name__}: {error})") from error
+
+
 def refusal(problem: Json, headers: Mapping[str, str]) -> Exception | None:
     """The exception that the server raised, with the same attributes; None when it has a code that is not known here.
 
@@ -78,6 +89,8 @@ def refusal(problem: Json, headers: Mapping[str, str]) -> Exception | None:
 def _detail(name: str, value: Any) -> Any:
     if name in INSTANT_DETAILS:
         return instant_ms(value)
+    if name == "retry_after_ms":
+        return int(value)
     return Durability(value) if name == "durability" else value
 
 
@@ -176,6 +189,23 @@ def tickets(body: Json) -> Page[Ticket]:
 def sales(body: Json) -> Page[Sale]:
     """A page of sales."""
     return Page(tuple(map(sale, body["items"])), body["next"])
+
+
+def readiness(body: Json) -> Readiness:
+    """Whether all can be sold."""
+    if "reasons" in body:
+        return Readiness(False, tuple(body["reasons"]))
+    if body["status"] != "ready":
+        raise ValueError(f"status {body['status']}")
+    return Readiness(True, (), tuple(body.get("alarms", ())))
+
+
+def outcomes(body: Json, count: int) -> list[Ticket | HoldfastError]:
+    """What became of the entries of a batch call, of which there were so many."""
+    entries = body["entries"]
+    if len(entries) != count:
+        raise ValueError(f"{len(entries)} entries for {count}")
+    return [outcome(entry) for entry in entries]
 
 
 def outcome(entry: Json) -> Ticket | HoldfastError:

@@ -320,6 +320,129 @@ async def test_something_else_than_a_server_of_ours(served: Served, answer: web.
             await client.sale("gig")
 
 
+#: A ticket as the API shows it, before something about it is spoilt.
+SHOWN = {
+    "id": "gig.t",
+    "sale": "gig",
+    "status": "reserved",
+    "lines": [{"sku": "general", "quantity": 1}],
+    "quantity": 1,
+    "reserved_at": "2026-11-27T12:00:00.000Z",
+    "expires_at": "2026-11-27T12:15:00.000Z",
+    "expires_in_ms": 900_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, "{}"),
+        (200, json.dumps(SHOWN | {"status": "lent"})),
+        (200, json.dumps(SHOWN | {"expires_at": "soon"})),
+        (200, json.dumps(SHOWN | {"lines": [1]})),
+        (200, '{"items":[],"next":null,"entries":[]}'),
+        (200, "[" * 100_000),
+        (409, '{"code":["sold_out"]}'),
+        (409, '{"code":null}'),
+        (409, '{"code":"already_purchased"}'),
+        (401, '{"code":"operator_token_required"}'),
+        (422, '{"code":"invalid_request"}'),
+        (503, '{"code":"not_ready","reason":"?","retry_after_ms":"soon"}'),
+        (503, '{"code":"overloaded","retry_after_ms":1e400}'),
+    ],
+)
+async def test_an_answer_that_cannot_be_read_is_none_of_a_server_of_ours(
+    served: Served, status: int, body: str
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=status, text=body, content_type="application/json")
+
+    async with Client(await served(handler), operator_token=TOKEN, timeout_s=1) as client:
+        for call in (
+            client.sale("gig"),
+            client.reserve("gig", buyer="ann", quantity=1),
+            client.reserve_many("gig", [Order("ann", 1)]),
+            client.create_sale("gig", name="Gig", capacity=1),
+            client.ready(),
+            anext(client.counts("gig")),
+            anext(client.transitions("gig")),
+            *(() if "expires_in_ms" in body else (client.ticket("gig.t"),)),
+        ):
+            with pytest.raises(UnexpectedAnswer) as refused:
+                await call
+            assert TOKEN not in str(refused.value)
+        if "expires_in_ms" in body:
+            with pytest.raises(UnexpectedAnswer):
+                await client.ticket("gig.t")
+
+
+@pytest.mark.parametrize("body", [b"data: {\xff}\n\n", b"event: counts\ndata: {}\n\n", b"data: " + b"x" * 3_000_000])
+async def test_events_that_are_none_of_ours(served: Served, body: bytes) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="text/event-stream")
+
+    async with Client(await served(handler), timeout_s=1) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await anext(client.counts("gig"))
+
+
+async def test_an_answer_without_an_end_is_not_kept(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b" " * 100_000)
+        return response
+
+    monkeypatch.setattr("holdfast.http.client.ANSWER_BYTES_MAX", 1_000_000)
+    async with Client(await served(handler), timeout_s=20) as client:
+        with pytest.raises(UnexpectedAnswer, match="more than 1,000,000 bytes"):
+            await client.sale("gig")
+
+
+async def test_credentials_of_other_things_stay_at_home(
+    url: str, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password private\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    heard: list[str | None] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        heard.append(request.headers.get("Authorization"))
+        return web.json_response({"code": "unknown_sale", "sale": "gig"}, status=404)
+
+    address = await served(handler)
+    for token in (None, TOKEN):
+        async with Client(address, operator_token=token) as client:
+            with pytest.raises(UnknownSale):
+                await client.sale("gig")
+    assert heard == [None, f"Bearer {TOKEN}"]
+
+
+async def test_a_proxy_of_the_environment_is_used(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"code": "unknown_sale", "sale": request.host}, status=404)
+
+    monkeypatch.setenv("http_proxy", await served(handler))
+    monkeypatch.setenv("no_proxy", "elsewhere.example")
+    async with Client("http://shop.example") as client:
+        with pytest.raises(UnknownSale, match=r"shop\.example"):
+            await client.sale("gig")
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\n", "t\u00f6ken"])
+def test_a_token_that_is_none(token: str) -> None:
+    with pytest.raises(ConfigurationError, match="operator_token") as refused:
+        Client("http://host", operator_token=token)
+    assert token.strip() == "" or token not in str(refused.value)
+
+
+def test_no_room_for_the_operators_token() -> None:
+    with pytest.raises(ConfigurationError, match="leaves no room"):
+        Client("http://me:private@host", operator_token=TOKEN)
+
+
 # Repetitions ----------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +540,26 @@ async def test_once_unknown_it_stays_so_until_it_is_decided(served: Served) -> N
         with pytest.raises(OutcomeUnknown):
             await client.reserve("gig", quantity=1)
     assert asked > 1
+
+
+async def test_what_was_decided_is_told_although_the_token_changed_meanwhile(served: Served) -> None:
+    calls = 0
+
+    async def handler(request: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            return problem(problems.OperatorTokenRequired("No."), "r-1")
+        later = problems.said_of_entry(NotReady("not yet", 1))[1]
+        return web.Response(
+            text=f'{{"entries":[{{"status":201,"ticket":{json.dumps(SHOWN)}}},{{"status":503,"problem":{later}}}]}}'
+        )
+
+    async with Client(await served(handler), operator_token=TOKEN) as client:
+        held, open_ = await client.reserve_many("gig", [Order("ann", 1), Order("bob", 1)])
+    assert isinstance(held, Ticket)
+    assert held.id == "gig.t"
+    assert isinstance(open_, NotReady)
 
 
 async def test_entries_that_were_not_decided_are_sent_again(url: str, served: Served, engine: Engine) -> None:
