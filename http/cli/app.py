@@ -32,6 +32,9 @@ ABOUT_THINGS: Final = ("sale", "ticket")
 #: Flags of all commands that are no settings: how it is printed.
 NO_SETTINGS: Final = ("json",)
 
+#: Settings that are secrets, or addresses with a password: what is wrong with them is told without them.
+SECRETS: Final = ("operator-token", "buyer-token-key", "secret", "redis", "store")
+
 #: The settings file, when none is named.
 SETTINGS_FILE: Final = Path("holdfast.toml")
 
@@ -76,6 +79,8 @@ def _from_file(app: App, words: tuple[str, ...], arguments: ArgumentCollection) 
     for name in settings:
         if name.replace("_", "-") not in known:
             raise CycloptsError(msg=f"{file}: there is no setting '{name}'.")
+        if name.replace("_", "-") in SECRETS and not isinstance(settings[name], str):
+            raise CycloptsError(msg=f"{file}: '{name}' must be text, in quotes.")
     here: dict[str, Any] = {name: value for name, value in settings.items() if name.replace("_", "-") in own}
     # Nested under the command: at the top, cyclopts would take the setting `recover` for the command of that name.
     for word in reversed(words):

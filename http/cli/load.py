@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
+from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
 
 from holdfast.engine import ConfigurationError
 
 from ..load.scenario import PRESETS, Scenario, scenario_of
-from .app import FOUND_WRONG, OK
+from .app import FOUND_WRONG, OK, given
 
 if TYPE_CHECKING:
     from ..load.run import Target
@@ -72,7 +74,8 @@ def _load_command(
     operator_token
         Makes the sales and lists the tickets. Without it, what lies in the data directory.
     data_dir
-        Directory in which to look for the operator's token.
+        Directory in which to look for the operator's token. One that was not named is looked into for a server on this
+        machine alone.
     buyer_token_key
         The server's key for buyer tokens, when it wants them signed.
     sale
@@ -104,23 +107,37 @@ def _load_command(
             f"The load harness needs the package {error.name}: pip install 'holdfast[load]', or make install."
         ) from None
     target = Target(
-        url.rstrip("/"), operator_token or _kept_token(data_dir), buyer_token_key, sale, sku, keep_open=keep_open
+        url.rstrip("/"), operator_token or _kept_token(data_dir, url), buyer_token_key, sale, sku, keep_open=keep_open
     )
     began = datetime.now()
     report = report or Path(f"holdfast-load-{began:%Y%m%d-%H%M%S}.html")
     for path in (json, report):
-        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+        if path is None:
+            continue
+        if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
             raise ConfigurationError(
-                f"{path} cannot be written: there is no such directory, or it may not be written to."
+                f"{path} cannot be written: it is a directory, is in none, or may not be written to."
             )
     return _run(chosen, target, json, report)
 
 
-def _kept_token(data_dir: Path) -> str | None:
-    try:
-        return (data_dir / TOKEN_FILE).read_text().strip() or None
-    except OSError:
+def _kept_token(data_dir: Path, url: str) -> str | None:
+    # What lies in the directory by default is the token of a server here: no server elsewhere is to hear it.
+    if "data-dir" not in given() and not _is_here(url):
         return None
+    try:
+        return (data_dir / TOKEN_FILE).read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def _is_here(url: str) -> bool:
+    """Whether an address can be no other machine's."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _run(scenario: Scenario, target: Target, json: Path | None, report: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -75,8 +76,8 @@ def _success(operation: Operation, sale: str, body: dict[str, Any], expected: tu
     if expected is not None:
         return f"{operation.status} for garbage that has to be refused with {expected[0]} {expected[1]}"
     asked = operation.ticket
-    operation.ticket = str(body["id"])
-    operation.state = str(body["status"])
+    operation.ticket = _visible(str(body["id"]))
+    operation.state = _visible(str(body["status"]))
     operation.units = int(body["quantity"])
     operation.expires_at = instant_ms(body["expires_at"])
     if operation.state == "reserved":
@@ -97,7 +98,7 @@ def _success(operation: Operation, sale: str, body: dict[str, Any], expected: tu
 
 
 def _refusal(operation: Operation, answer: Answer, body: dict[str, Any], expected: tuple[int, str] | None) -> str:
-    operation.code = code = str(body.get("code", ""))
+    operation.code = code = _visible(str(body.get("code", "")))
     operation.retry_after_ms = int(body.get("retry_after_ms", 0))
     ticket = body.get("ticket")
     if code == "already_purchased" and isinstance(ticket, dict):
@@ -120,4 +121,9 @@ def _refusal(operation: Operation, answer: Answer, body: dict[str, Any], expecte
 
 
 def _shown(answer: Answer) -> str:
-    return answer.body.decode("utf-8", "replace")[:SHOWN_CHARS].strip()
+    return _visible(answer.body.decode("utf-8", "replace").strip())
+
+
+def _visible(text: str) -> str:
+    """The beginning of a text from outside, as it may go to a terminal."""
+    return re.sub(r"[^ -~]", "?", text[:SHOWN_CHARS])

@@ -52,7 +52,10 @@ def address_of(url: str) -> Address:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ConfigurationError(f"--url must look like http://127.0.0.1:8080, not '{url}'.")
+        # Said without it: it may be the dashboard's, with the operator's token, or have a password.
+        raise ConfigurationError(
+            "--url must look like http://127.0.0.1:8080: http or https, a host, perhaps a port and a path, no more."
+        )
     secure = parts.scheme == "https"
     return Address(parts.hostname, port or (443 if secure else 80), secure, parts.netloc, parts.path.rstrip("/"))
 

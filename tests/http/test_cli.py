@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from holdfast.engine import Expiration, Line
 from holdfast.http import cli, serve
-from holdfast.http.cli.app import commands
+from holdfast.http.cli.app import SECRETS, commands
 from holdfast.http.cli.listen import expiration_line
 from holdfast.http.settings import ServeSettings
 
@@ -157,13 +158,22 @@ def test_a_mistake_gets_one_line(
         ('port = "eighty"', "eighty"),
         ("port = 70000", "65535"),
         ("\xff", "holdfast.toml"),
+        ('operator_token = ["s3cret"]', "'operator_token' must be text"),
+        ('redis = {password = "s3cret"}', "'redis' must be text"),
+        ("secret = true", "'secret' must be text"),
     ],
 )
 def test_a_mistake_in_the_file(
     capsys: pytest.CaptureFixture[str], served: list[ServeSettings], text: str, says: str
 ) -> None:
     Path("holdfast.toml").write_text(text, encoding="latin-1")
-    assert says in complaint(capsys, "serve")
+    said = complaint(capsys, "serve")
+    assert says in said
+    assert "s3cret" not in said
+
+
+def test_every_setting_that_is_not_shown_is_a_secret_of_the_file() -> None:
+    assert {field.name.replace("_", "-") for field in fields(ServeSettings) if not field.repr} == set(SECRETS)
 
 
 def test_the_file_is_shared_by_all_commands(served: list[ServeSettings]) -> None:

@@ -560,9 +560,12 @@ async def test_an_interrupted_command_writes_its_report(url: str, load: Load, tm
         (("steady", "--buyers", "0"), "buyers"),
         (("steady", "--cancel", "0.9", "--walk-away", "0.9"), "cannot be more than 1"),
         (("steady", "--url", "nowhere"), "--url must look like"),
+        (("steady", "--url", "http://127.0.0.1:1/#token=s3cret", "--sale", "gig"), "--url must look like"),
+        (("steady", "--url", "http://me:s3cret@127.0.0.1:1", "--sale", "gig"), "--url must look like"),
         (("steady", "--sale", "gig", "--capacity", "3"), "--sale gig has its own"),
         (("steady",), "needs the operator's token"),
         (("steady", "--report", "no/such/place.html"), "cannot be written"),
+        (("steady", "--json", "."), "cannot be written"),
         (("--scenario", "none.toml"), "none.toml cannot be read"),
     ],
 )
@@ -571,6 +574,20 @@ async def test_a_wrong_call_is_one_line_and_2(load: Load, arguments: tuple[str, 
     assert (status, out) == (2, "")
     assert says in errors
     assert errors.count("\n") == 1
+    assert "s3cret" not in errors
+
+
+async def test_the_kept_token_stays_on_this_machine_unless_its_directory_is_named(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "holdfast-data").mkdir()
+    (tmp_path / "holdfast-data" / "operator_token").write_text(TOKEN)
+    elsewhere = ("steady", "--url", "http://nobody.invalid")
+    status, _, errors = await load(*elsewhere)
+    assert (status, "needs the operator's token" in errors) == (2, True)
+    status, _, errors = await load(*elsewhere, "--data-dir", "holdfast-data")
+    assert (status, "Nothing answers" in errors) == (1, True)
+    (tmp_path / "holdfast-data" / "operator_token").write_bytes(b"\xff\xfe")
+    status, _, errors = await load("steady", "--url", "http://127.0.0.1:1")
+    assert (status, "needs the operator's token" in errors) == (2, True)
 
 
 async def test_a_server_that_is_away_is_one_line_and_1(load: Load, unused_tcp_port: int, tmp_path: Path) -> None:
