@@ -17,7 +17,7 @@ from typing import Any, Final
 from cyclopts import App, Group, Parameter
 from cyclopts.argument import Argument, ArgumentCollection
 from cyclopts.config import Dict, Env
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 # Exit statuses.
 OK: Final = 0
@@ -137,7 +137,7 @@ app = App(
 
 def default_text(value: object) -> str | None:
     """A default as the help shows it: not that a flag is off, or that there is none of something."""
-    return None if value is False or value == () else str(value)
+    return None if value is None or value is False or value == () else str(value)
 
 
 def _version() -> str:
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Here, where a reader who has gone is no mistake, and not when the interpreter ends.
         sys.stdout.flush()
     except CycloptsError as error:
-        return _complain(str(error), WRONG_CALL)
+        return _complain(_mistake(error), WRONG_CALL)
     except BrokenPipeError:
         # Whoever read our output has seen enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -215,6 +215,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(*refused)
     return status if isinstance(status, int) else OK
+
+
+def _mistake(error: CycloptsError) -> str:
+    """What cyclopts says; of a flag that was left out it says what it says of a flag without a value."""
+    if isinstance(error, MissingArgumentError) and error.keyword is None:
+        return str(error).replace(" requires an argument", " is missing")
+    return str(error)
 
 
 def _name_unknown_variables() -> None:
