@@ -203,7 +203,7 @@ class _Session:
 
     async def run(self) -> Run:
         for sale in self._seller.sales:
-            self._screen.say(f"Watch it at {self._target.url}/#sale={sale.id}")
+            self._screen.say(f"Watch it at {self._target.url}/#sale={sale.id} (in a tab that is signed in)")
         self._show("connecting")
         processes = [_Process(task) for task in self._tasks]
         try:
@@ -281,7 +281,8 @@ class _Session:
 
         def waits(seconds: float, reserved: int) -> None:
             left = f"{seconds:.0f} s at the most" if seconds > 0 else "their time is over"
-            self._show(f"waiting until {reserved} held units are back ({left})")
+            units = f"{reserved} held units are back" if reserved else "every hold has ended"
+            self._show(f"waiting until {units} ({left})")
 
         settling = asyncio.ensure_future(self._seller.settle(operations, waits))
         # A second Ctrl-C, after one that ended the sending, ends the waiting.

@@ -114,7 +114,7 @@ class Seller:
             id = f"load-{scenario.name}-{self._run}" + (f"-{place + 1}" if scenario.sales > 1 else "")
             body = {
                 "id": id,
-                "name": f"Load test: {scenario.name}",
+                "name": f"Load test {datetime.now(UTC):%H:%M} UTC: {scenario.name}",
                 "capacity": scenario.capacity,
                 "hold_ms": scenario.hold_ms,
             }

@@ -171,7 +171,7 @@ def _leaked(sales: Sequence[Sale]) -> Check:
             if units != purchased:
                 found.append(f"{end.sale} counts {purchased} purchased, and its tickets add up to {units}.")
         free, sold = free + available, sold + purchased
-    said = f"After every hold has ended there are {free} available and {sold} purchased, which is all."
+    said = f"After every hold has ended: {free} available and {sold} purchased, which is all."
     return _check("leaked", "No unit is lost", found, said, unmade)
 
 

@@ -469,9 +469,9 @@ async def test_a_run_on_a_terminal_and_elsewhere(url: str, capsys: pytest.Captur
     scenario = scenario_of("bots", None, SMALL["bots"])
     done = await run(scenario, Target(url, TOKEN), shown, asyncio.Event())
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"Watch it at {url}/#sale={done.sales[0]}"
+    assert lines[0] == f"Watch it at {url}/#sale={done.sales[0]} (in a tab that is signed in)"
     assert any("running: " in line and "/46 buyers" in line for line in lines)
-    assert any("held units are back" in line for line in lines)
+    assert any("waiting until " in line for line in lines)
 
     console = Console(width=100, force_terminal=True)
     picture = screen.Picture(console)
