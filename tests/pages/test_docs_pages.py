@@ -81,6 +81,12 @@ async def test_a_sale_is_made_and_a_ticket_bought_by_trying_it_out(open_page: An
     assert "/docs/errors#already_purchased" in text
 
 
+async def test_the_refusals_fit_on_a_phone(open_page: Any) -> None:
+    page = await open_page("/docs/errors", viewport={"width": 360, "height": 740})
+    await expect(page.get_by_role("cell", name="all_held")).to_be_visible()
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 async def test_a_refusal_is_found_by_its_anchor(open_page: Any, server: Any) -> None:
     page = await open_page("/docs/errors")
     codes = {error.code for error in TABLE}  # type: ignore[attr-defined]
