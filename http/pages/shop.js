@@ -161,6 +161,13 @@ function drawAwaited() {
   if (item && item.available >= awaited.quantity) {
     awaited = null;
     hint(`${plural(item.available, "is", "are")} free again.`);
+  } else if (item && item.available + item.reserved === 0) {
+    awaited = null;
+    say("trouble", "Sold out", "What others held has been paid.");
+  } else if (stateOf(sale) === "closed") {
+    // Nothing that comes back is sold any more.
+    awaited = null;
+    say("", "", "");
   } else {
     setText(byId("said-after"), left > 0 ? `The next hold ends in ${countdown(left)} at the latest.` : "The next hold has ended: try again.");
   }

@@ -283,6 +283,33 @@ async def test_all_held_then_back_then_sold_out(server: Any, open_page: Open) ->
     await expect(ann.locator("#stock")).to_have_text("Sold out.")
 
 
+async def test_waiting_ends_when_what_was_held_is_paid(server: Any, open_page: Open) -> None:
+    sale = server.create("paid-away", name="Paid Away", capacity=1)
+    held = server.reserve(sale)
+    page = await open_page(f"/shop/{sale}")
+    await reserve(page)
+    await expect(page.locator("#said-after")).to_contain_text("The next hold ends in")
+    server.pay(held)
+    await expect(page.locator("#said")).to_have_text("Sold outWhat others held has been paid.")
+    await expect(page.locator("#said-after")).to_have_text("")
+    # The pointer is still where it was pressed: the button that is off looks off.
+    button = page.get_by_role("button", name="Sold out")
+    assert await button.evaluate("(element) => element.matches(':hover')")
+    await expect(button).to_have_css("background-color", "rgb(221, 231, 226)")
+
+
+async def test_waiting_ends_when_the_sale_closes(server: Any, open_page: Open) -> None:
+    sale = server.create("shut", name="Shut", capacity=1)
+    server.reserve(sale)
+    page = await open_page(f"/shop/{sale}")
+    await reserve(page)
+    await expect(page.locator("#said-after")).to_contain_text("The next hold ends in")
+    server.operate("PATCH", f"/sales/{sale}", {"closes_at": "2020-01-01T00:00:00Z"})
+    await expect(page.get_by_role("button", name="Closed")).to_be_visible()
+    await expect(page.locator("#said")).to_have_text("")
+    await expect(page.locator("#said-after")).to_have_text("")
+
+
 async def test_too_few_are_left(server: Any, open_page: Open) -> None:
     sale = server.create("few", name="Few", capacity=5)
     page = await open_page(f"/shop/{sale}")
