@@ -27,7 +27,7 @@ export class Feed {
     this.#waiting = [];
     this.#heard = 0;
     this.body.replaceChildren();
-    setText(this.said, "Nothing yet.");
+    setText(this.said, "Nothing since you opened this sale");
   }
 
   /** A transition came. */

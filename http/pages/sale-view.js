@@ -165,7 +165,7 @@ function facts(sale) {
   const parts = [`hold ${duration(sale.hold_ms)}`];
   if (sale.max_per_buyer !== null) parts.push(`at most ${plural(sale.max_per_buyer, "unit")} per buyer`);
   if (sale.opens_at !== null) parts.push(`opens ${moment(sale.opens_at)}`);
-  if (sale.closes_at !== null) parts.push(`closes ${moment(sale.closes_at)}`);
+  if (sale.closes_at !== null) parts.push(`${stateOf(sale) === "closed" ? "closed" : "closes"} ${moment(sale.closes_at)}`);
   if (sale.durability) parts.push(`payments ${sale.durability}`);
   return parts.join(" · ");
 }

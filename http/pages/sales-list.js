@@ -83,7 +83,7 @@ export class SalesList {
       const state = stateOf(sale);
       setAttribute(row.state, "data-state", state);
       setText(row.state, STATE_WORDS[state]);
-      setText(row.left, sale.ready === false ? "" : `${brief(sale.available)} of ${brief(sale.capacity)}`);
+      setText(row.left, sale.ready === false ? "" : `${brief(sale.available)} of ${brief(sale.capacity)} left`);
       row.gauge.update(sale);
       show(row.element, `${sale.id} ${sale.name}`.toLowerCase().includes(wanted));
       if (sale.id === this.#selected) setAttribute(row.link, "aria-current", "true");
