@@ -54,9 +54,13 @@ SHARE_MAX: Final = 0.05
 #: Readers that are told before others are let in: half a millisecond's worth.
 SLICE: Final = 50
 
-#: Bytes that a reader may leave unread, beside what the two systems' sockets hold. It is then cut off, and goes on with
+#: Bytes that an operator may leave unread, beside what the two systems' sockets hold. It is then cut off, and goes on with
 #: `Last-Event-ID` once it has read what it had.
 UNREAD_BYTES_MAX: Final = 256 * 1024
+
+#: The same for everybody else, who may be thousands: a few events of a sale with a hundred items. Five thousand who do
+#: not read then take some 300 MB, and not over a gigabyte.
+PUBLIC_UNREAD_BYTES_MAX: Final = 32 * 1024
 
 #: Streams of a process when nobody says how many.
 READERS_MAX_DEFAULT: Final = 5_000
@@ -109,7 +113,8 @@ class _Reader:
         transport = self._transport
         if transport.is_closing():
             return True
-        if transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+        most = PUBLIC_UNREAD_BYTES_MAX if self.after is None else UNREAD_BYTES_MAX
+        if transport.get_write_buffer_size() > most:
             transport.abort()
             return False
         transport.write(framed if self._chunked else events)
@@ -348,7 +353,7 @@ class Streams:
     Attributes
     ----------
     readers: who follows something now.
-    readers_max: streams that may be open at once; whoever asks for more hears `overloaded`.
+    readers_max: streams that may be open at once; whoever asks for more hears `overloaded`, but for the operator.
     ended: the server ends.
     """
 
@@ -379,7 +384,8 @@ class Streams:
         """
         if self.ended:
             raise NotReady("this server is ending", retry_after_ms=RETRY_MS_MIN)
-        if self._open >= self.readers_max:
+        # The operator is one, and must see what goes on when everybody else looks, too.
+        if self._open >= self.readers_max and not operator:
             raise Overloaded
         channel = self._channels.get(sale)
         if channel is None or channel.over:

@@ -446,6 +446,7 @@ def test_the_events_of_the_stream_are_documented() -> None:
     assert set(documented) == set(TransitionAnswer.__annotations__)
     assert f"every {stream.HEARTBEAT_SECONDS:.0f} seconds of silence" in STREAM
     assert f"more than {stream.UNREAD_BYTES_MAX // 1024} KiB unread" in STREAM
+    assert f"anybody else more than {stream.PUBLIC_UNREAD_BYTES_MAX // 1024} KiB" in STREAM
 
 
 async def test_the_queries_of_the_data_dictionary(empty_redis: str, store_at: Any) -> None:

@@ -309,6 +309,8 @@ async def test_streams_leave_room_for_buyers(
     async with listening(client) as first, listening(client, **operator):
         await first.next()
         await refused(await client.get("/sales/gig/stream"), 503, "overloaded")
+        async with listening(client, **operator) as another:
+            await another.next()
     while client.app[STREAMS].readers:
         await asyncio.sleep(0.005)
     async with listening(client) as again:
