@@ -54,8 +54,8 @@ SHARE_MAX: Final = 0.05
 #: Readers that are told before others are let in: half a millisecond's worth.
 SLICE: Final = 50
 
-#: Bytes that an operator may leave unread, beside what the two systems' sockets hold. It is then cut off, and goes on with
-#: `Last-Event-ID` once it has read what it had.
+#: Bytes that an operator may leave unread, beside what the two systems' sockets hold. It is then cut off, and goes on
+#: with `Last-Event-ID` once it has read what it had.
 UNREAD_BYTES_MAX: Final = 256 * 1024
 
 #: The same for everybody else, who may be thousands: a few events of a sale with a hundred items. Five thousand who do

@@ -33,7 +33,8 @@ class End:
     readings: available, reserved, purchased and capacity, each time that they were read.
     counts: available, reserved, purchased in the end; None when they could not be read.
     quiet: whether all holds had ended by then, or had been given all the time that they have.
-    tickets: all of them, by id; None without the operator's token, and then `looked_up` has those that clients paid.
+    tickets: all of them, by id; None without the operator's token.
+    looked_up: tickets that were read one by one, after that: those that clients paid, and without the token all.
     of_buyers: the tickets of each buyer who does not know what became of an order, by number.
     """
 

@@ -22,8 +22,7 @@ ALWAYS: Final = frozenset({"not_ready", "overloaded", "outcome_unknown"})
 
 #: What each call may be refused with, asked as the harness asks it.
 REFUSALS: Final[Mapping[Call, frozenset[str]]] = {
-    Call.RESERVE: ALWAYS
-    | {"not_yet_open", "closed", "limit_reached", "sold_out", "all_held", "unknown_sale", "request_timeout"},
+    Call.RESERVE: ALWAYS | {"not_yet_open", "closed", "limit_reached", "sold_out", "all_held", "request_timeout"},
     Call.PAY: ALWAYS | {"already_purchased", "already_cancelled", "ticket_expired", "request_timeout"},
     Call.CANCEL: ALWAYS | {"already_purchased", "ticket_expired"},
 }

@@ -31,6 +31,9 @@ GRACE_SECONDS: Final = 10.0
 READ_AT_ONCE: Final = 32
 PAGE: Final = 500
 
+#: Purchases that are read one by one after they were listed: a few seconds.
+AGAIN_MAX: Final = 5_000
+
 #: Times that a read of the last word is tried, with a pause between them: a server may be starting again.
 TRIES: Final = 10
 TRY_AGAIN_SECONDS: Final = 0.5
@@ -156,6 +159,8 @@ class Seller:
         item = next(item for item in body["items"] if item["sku"] == sale.sku)
         sale.sequence = body["sequence"]
         sale.limits.add(_least(body.get("max_per_buyer"), item.get("max_per_buyer")))
+        # Amended, the longest counts: nobody is accused of a hold that may still last.
+        sale.hold_ms = max(sale.hold_ms, body["hold_ms"])
         counts = item["available"], item["reserved"], item["purchased"]
         sale.readings.append((*counts, item["capacity"]))
         if self._start:
@@ -211,11 +216,13 @@ class Seller:
         else:
             raise CannotRun(f"{sale.id} could not be read in the end: the server does not answer.")
         tickets = await self._list(sale.id, self._operator) if self._token else None
-        looked_up: dict[str, Listed] = {}
         of_buyers: dict[int, list[Listed]] = {}
         if tickets is None:
             looked_up = await self._read_each(known.by_ticket)
-        elif tickets.keys() - known.by_ticket.keys():
+        else:
+            paid = [id for id, claim in known.by_ticket.items() if claim.acknowledged() is not None]
+            looked_up = await self._read_each(paid[:AGAIN_MAX])
+        if tickets is not None and tickets.keys() - known.by_ticket.keys():
             for buyer in {claim.buyer for claim in known.claims.values() if claim.unresolved}:
                 of_buyers[buyer] = list((await self._list(sale.id, self._requests.buyer(buyer))).values())
         capacities = [reading[3] for reading in sale.readings]
@@ -257,6 +264,8 @@ class Seller:
                 status, ticket = await self._call("GET", f"/tickets/{id}")
                 if status == 200:
                     found[id] = _listed(ticket)
+                elif status == 404:
+                    found[id] = Listed(id, "not there", 0)
 
         await asyncio.gather(*(reader() for _ in range(READ_AT_ONCE)))
         return found

@@ -213,6 +213,8 @@ def _purchases(sales: Sequence[Sale]) -> Check:
                 found.append(f"{ticket} was acknowledged as paid, and is {listed.status if listed else 'not there'}.")
             elif listed.quantity != paid.units:
                 found.append(f"{ticket} was paid with {paid.units} units, and has {listed.quantity}.")
+            elif (again := sale.end.looked_up.get(ticket, listed)).status != "purchased":
+                found.append(f"{ticket} was acknowledged as paid and listed so, and read once more is {again.status}.")
     unmade = f"{unseen} of {count} purchases could not be read." if unseen else ""
     return _check("purchases", "Every acknowledged purchase is there", found, f"All {count} were read.", unmade)
 

@@ -153,6 +153,30 @@ async def test_an_item_of_a_sale_that_is_there(url: str, engine: Engine) -> None
     assert done.figures.stock["duo"][-1].purchased <= 5
 
 
+async def test_holds_that_are_made_longer_meanwhile_are_waited_for(
+    url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.http.load.seller.GRACE_SECONDS", 0.5)
+
+    async def amends() -> None:
+        while not (sales := (await engine.sales()).items) or not sales[0].items[0].purchased:
+            await asyncio.sleep(0.01)
+        await engine.amend_sale(sales[0].id, {"hold_ms": 4_000})
+
+    amending = asyncio.create_task(amends())
+    done = await driven(url, "steady", buyers=60, rate=100.0, walk_away=0.5, cancel=0.0, hold_ms=1_000, think_ms=20)
+    await amending
+    assert wrong(done) == {}
+
+
+async def test_without_the_operator_a_purchase_that_is_not_there_is_lost(aiohttp_server: Any) -> None:
+    cheat = Cheat("forgets what it listed")
+    cheat.sale = {"id": "gig", "capacity": 50, "hold_ms": 500}
+    server: TestServer = await aiohttp_server(cheat.app())
+    done = await driven(str(server.make_url("/")), "2000-for-100", sale="gig", token=None, hang_up=0.0, buyers=20)
+    assert "purchases" in wrong(done)
+
+
 async def test_buyers_with_signed_tokens(clients: Any) -> None:
     key = "a key for buyer tokens, 32 bytes or more"
     url = str((await clients(buyer_token_key=key)).make_url("/"))
@@ -206,6 +230,7 @@ class Cheat:
                 web.patch("/sales/{sale}", self.show),
                 web.post("/sales/{sale}/tickets", self.reserve),
                 web.get("/sales/{sale}/tickets", self.list),
+                web.get("/tickets/{ticket}", self.look),
                 web.post("/tickets/{ticket}/payment", self.pay),
                 web.delete("/tickets/{ticket}/payment", self.cancel),
             ]
@@ -234,7 +259,13 @@ class Cheat:
             "purchased": purchased,
         }
         limit = self.sale.get("max_per_buyer")
-        return {"id": self.sale["id"], "items": [item], "max_per_buyer": limit, "sequence": self.sequence}
+        return {
+            "id": self.sale["id"],
+            "items": [item],
+            "hold_ms": self.sale["hold_ms"],
+            "max_per_buyer": limit,
+            "sequence": self.sequence,
+        }
 
     def sweep(self) -> None:
         for ticket in self.tickets.values():
@@ -247,6 +278,8 @@ class Cheat:
             time.sleep(1)
         if self.how == "breaks" and self.asked % 10 == 0:
             return web.Response(status=500, text="oops")
+        if self.how == "denies the sale" and self.asked % 10 == 0:
+            return self.refuse(404, "unknown_sale")
         self.sweep()
         buyer, key = request.headers["X-Buyer-Fingerprint"], request.headers["Idempotency-Key"]
         if (buyer, key) in self.keys and self.how != "forgets keys":
@@ -293,6 +326,11 @@ class Cheat:
         if self.how == "has a ticket of its own":
             items.append(self.ticket(next(iter(self.tickets))) | {"id": f"{self.sale['id']}.own"})
         return web.json_response({"items": items, "next": None})
+
+    async def look(self, request: web.Request) -> web.Response:
+        if self.how == "forgets what it listed":
+            return self.refuse(404, "unknown_ticket")
+        return self.answer(request.match_info["ticket"], 200)
 
     def ticket(self, id: str) -> dict[str, Any]:
         ticket = self.tickets[id]
@@ -341,6 +379,8 @@ async def test_a_server_of_another_kind_that_does_not_cheat_is_good(aiohttp_serv
         ("leaks", {"leaked"}),
         ("says sold out", {"refusals"}),
         ("breaks", {"contract"}),
+        ("denies the sale", {"contract"}),
+        ("forgets what it listed", {"purchases"}),
         ("has a ticket of its own", {"tickets"}),
     ],
 )
