@@ -26,6 +26,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
+	@echo "Installing into $(VENV): once, a minute or two"
 	@$(call MAKE_VENV,$(VENV))
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test,lint,load]'
 	@touch $@

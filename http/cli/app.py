@@ -218,7 +218,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mistake(error: CycloptsError) -> str:
-    """What cyclopts says; of a flag that was left out it says what it says of a flag without a value."""
+    """What cyclopts says; of a flag that was left out it says what it says of a flag without a value.
+
+    The fields of a scenario are a model of pydantic's, whose words are for programmers.
+    """
+    wrong = getattr(error.__cause__, "errors", None)
+    if callable(wrong):
+        first = wrong()[0]
+        flag = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        return f"{flag}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']}."
     if isinstance(error, MissingArgumentError) and error.keyword is None:
         return str(error).replace(" requires an argument", " is missing")
     return str(error)

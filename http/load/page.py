@@ -16,6 +16,12 @@ from .verdict import Check
 #: Sales whose stock is drawn.
 SALES_DRAWN = 6
 
+#: What the table of outcomes says of itself: some are no refusals, and no fault of the server's.
+OUTCOMES_SAID = (
+    "Every request, by what its client heard. hung_up: the client left before the answer, as the scenario asks; "
+    "replayed: the answer of before, to the same key; the others but ok are refusals, explained at /docs/errors."
+)
+
 _MARKS = {True: ("good", "Passed"), False: ("bad", "Wrong"), None: ("none", "Not made")}
 
 
@@ -180,7 +186,7 @@ def _outcomes(outcomes: Mapping[str, Mapping[str, int]]) -> str:
         for first in [next(iter(said))]
         for what, count in said.items()
     ]
-    return _table(["call", "outcome", "requests"], rows, "Every request, by what its client heard")
+    return _table(["call", "outcome", "requests"], rows, OUTCOMES_SAID)
 
 
 def _scenario(scenario: Scenario) -> str:

@@ -10,7 +10,7 @@ const ROWS_MAX = 40;
 /** Milliseconds between two drawings: faster, nobody could read. */
 const DRAW_MS = 300;
 
-const WORDS = { reserved: "reserved", purchased: "paid", cancelled: "given back", expired: "ran out", sale: "sale changed" };
+const WORDS = { reserved: "reserved", purchased: "purchased", cancelled: "cancelled", expired: "expired", sale: "sale changed" };
 
 export class Feed {
   #waiting = [];

@@ -20,9 +20,9 @@ const LATE_MS = 500;
 
 const RATES = [
   { key: "reserved", label: "Reserved", colour: "held" },
-  { key: "purchased", label: "Paid", colour: "kelp" },
-  { key: "cancelled", label: "Given back", colour: "blue", dash: "4 3" },
-  { key: "expired", label: "Ran out", colour: "violet", dash: "1 3" },
+  { key: "purchased", label: "Purchased", colour: "kelp" },
+  { key: "cancelled", label: "Cancelled", colour: "blue", dash: "4 3" },
+  { key: "expired", label: "Expired", colour: "violet", dash: "1 3" },
 ];
 
 export class SaleView {
@@ -96,7 +96,7 @@ export class SaleView {
   #freeze() {
     this.#frozen = !this.#frozen;
     setAttribute(byId("freeze"), "aria-pressed", this.#frozen);
-    setText(byId("freeze"), this.#frozen ? "Go on" : "Hold still");
+    setText(byId("freeze"), this.#frozen ? "Resume" : "Pause");
     this.redraw();
   }
 

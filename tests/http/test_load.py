@@ -597,7 +597,7 @@ async def test_an_interrupted_command_writes_its_report(url: str, load: Load, tm
     [
         ((), "Name a scenario"),
         (("flood",), "There is no scenario 'flood'"),
-        (("steady", "--buyers", "0"), "buyers"),
+        (("steady", "--buyers", "0"), "holdfast: --buyers: input should be greater than or equal to 1, not 0.\n"),
         (("steady", "--cancel", "0.9", "--walk-away", "0.9"), "cannot be more than 1"),
         (("steady", "--url", "nowhere"), "--url must look like"),
         (("steady", "--url", "http://127.0.0.1:1/#token=s3cret", "--sale", "gig"), "--url must look like"),

@@ -53,7 +53,7 @@ async def test_the_shop(server: Any, open_page: Open, scheme: str, width: int) -
     page = await open_page(f"/shop/{sale}", **options)
     await expect(page.locator("#link-state")).to_have_text("Live")
     assert await violations(page) == []
-    # Held, paid, given back and refused.
+    # Held, purchased, cancelled and refused.
     for ending in ("Pay for", "Give back", ""):
         await page.get_by_role("button", name="More: Seat").click()
         await page.get_by_role("button", name="Reserve 1").click()
@@ -96,7 +96,7 @@ async def test_the_dashboard(server: Any, open_page: Open, scheme: str, width: i
     await expect(page.locator("#feed tr")).to_have_count(4)
     await expect(page.locator("#health")).to_contain_text("two")
     assert await violations(page) == []
-    await page.get_by_role("button", name="Hold still").click()
+    await page.get_by_role("button", name="Pause").click()
     for button in ("New sale", "Change", "Restock", "Close"):
         await page.get_by_role("button", name=button, exact=True).click()
         await expect(page.get_by_role("dialog")).to_be_visible()

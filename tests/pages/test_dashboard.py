@@ -248,8 +248,8 @@ async def test_what_happens_is_seen(server: Any, open_page: Open) -> None:
     await expect(rows).to_have_count(4)
     told = [await row.locator("td").all_inner_texts() for row in await rows.all()]
     assert [row[1:] for row in told] == [
-        ["given back", "4 × Plain", second["id"], ""],
-        ["paid", "2 × <b>Bold</b>, 1 × Plain", first["id"], "<i>pay_1"],
+        ["cancelled", "4 × Plain", second["id"], ""],
+        ["purchased", "2 × <b>Bold</b>, 1 × Plain", first["id"], "<i>pay_1"],
         ["reserved", "4 × Plain", second["id"], ""],
         ["reserved", "2 × <b>Bold</b>, 1 × Plain", first["id"], ""],
     ]
@@ -257,14 +257,15 @@ async def test_what_happens_is_seen(server: Any, open_page: Open) -> None:
     await expect(total(page, "purchased")).to_have_text("3")
     meter = page.get_by_role("meter", name="Plain")
     await expect(meter).to_have_attribute("aria-valuetext", "9 available, 0 held, 1 sold of 10")
-    await expect(page.locator("#rates svg[role=img]")).to_have_attribute("aria-label", re.compile("Reserved .*; Paid "))
+    told = re.compile("Reserved .*; Purchased ")
+    await expect(page.locator("#rates svg[role=img]")).to_have_attribute("aria-label", told)
 
     # Held still, nothing moves but the stock; then all of it comes.
-    await page.get_by_role("button", name="Hold still").click()
+    await page.get_by_role("button", name="Pause").click()
     server.reserve(sale, lines=[{"sku": "b", "quantity": 2}])
     await expect(total(page, "reserved")).to_have_text("2")
     await expect(rows).to_have_count(4)
-    await page.get_by_role("button", name="Go on").click()
+    await page.get_by_role("button", name="Resume").click()
     await expect(rows).to_have_count(5)
 
 
@@ -382,7 +383,7 @@ async def test_both_pages_outlive_a_server_that_is_killed(start_server: Any, ope
     await expect(page.locator("#link-state")).to_have_text("Live")
     # What happened before, and while there was no stream: each once, and in order.
     await expect(page.locator("#feed tr")).to_have_count(4)
-    assert await page.locator("#feed .kind").all_inner_texts() == ["paid", "reserved", "paid", "reserved"]
+    assert await page.locator("#feed .kind").all_inner_texts() == ["purchased", "reserved", "purchased", "reserved"]
     await expect(total(page, "purchased")).to_have_text("2")
 
 
