@@ -47,11 +47,11 @@ AWAY_SECONDS: Final = 0.5
 RETRY_MS_MIN: Final = 1_000
 RETRY_MS_MAX: Final = 4_000
 
-#: Of the process' time, the part that telling readers may take. With a thousand of them one round takes 5 to 10 ms:
-#: then they hear less often, and buyers wait no longer.
+#: Of the process' time, the part that telling readers may take. With a thousand of them one round takes some 20 ms: then
+#: they hear two or three times a second, and buyers wait no longer.
 SHARE_MAX: Final = 0.05
 
-#: Readers that are told before others are let in: half a millisecond's worth.
+#: Readers that are told before others are let in: a millisecond's worth.
 SLICE: Final = 50
 
 #: Bytes that an operator may leave unread, beside what the two systems' sockets hold. It is then cut off, and goes on

@@ -141,5 +141,5 @@ async def test_the_report_of_a_load(start_server: Any, open_page: Open, tmp_path
     await asyncio.to_thread(
         subprocess.run, [*command, "--operator-token", TOKEN, "--report", str(report)], check=True, cwd=tmp_path
     )
-    page = await open_page(report.as_uri(), viewport={"width": 980, "height": 1630})
+    page = await open_page(report.as_uri(), viewport={"width": 880, "height": 1290})
     await take(page, "report")
