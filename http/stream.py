@@ -47,8 +47,8 @@ AWAY_SECONDS: Final = 0.5
 RETRY_MS_MIN: Final = 1_000
 RETRY_MS_MAX: Final = 4_000
 
-#: Of the process' time, the part that telling readers may take. With a thousand of them one round takes some 20 ms: then
-#: they hear two or three times a second, and buyers wait no longer.
+#: Of the process' time, the part that telling readers may take. With a thousand of them one round takes some 20 ms:
+#: then they hear two or three times a second, and buyers wait no longer.
 SHARE_MAX: Final = 0.05
 
 #: Readers that are told before others are let in: a millisecond's worth.

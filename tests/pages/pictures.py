@@ -141,5 +141,14 @@ async def test_the_report_of_a_load(start_server: Any, open_page: Open, tmp_path
     await asyncio.to_thread(
         subprocess.run, [*command, "--operator-token", TOKEN, "--report", str(report)], check=True, cwd=tmp_path
     )
-    page = await open_page(report.as_uri(), viewport={"width": 880, "height": 1290})
+    page = await open_page(report.as_uri(), viewport={"width": 1040, "height": 640})
     await take(page, "report")
+    charts = [
+        await page.locator("section", has_text=title).first.bounding_box() for title in ("Requests over time", "Stock")
+    ]
+    first, last = charts
+    assert first is not None
+    assert last is not None
+    height = last["y"] + last["height"] - first["y"] + 40
+    clip = {"x": 0, "y": first["y"] - 20, "width": 1040, "height": height}
+    await take(page, "report-charts", full_page=True, clip=clip)
