@@ -574,7 +574,11 @@ async def test_one_stretch_of_silence_is_forgiven(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_streams_end_in_order_and_hear_of_every_worker(start: Callable[..., Server]) -> None:
-    server = start("--demo").ready()
+    server = start().ready()
+    operator = Client(server.port)
+    body = {"id": "demo", "name": "Demo", "capacity": 100}
+    assert (await operator.request("POST", "/sales", body, server.operator))[0] == 201
+    await operator.close()
     head = f"GET /sales/demo/stream HTTP/1.1\r\nHost: here\r\nAuthorization: {server.operator['Authorization']}\r\n\r\n"
     streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(BUYERS)]
     async with asyncio.timeout(PATIENCE):
