@@ -77,7 +77,6 @@ class Slot:
         self.generation = generation
         self.definition = definition
         self.position = Cursor(0, 0)
-        self._told = b""
         #: The generation of the server of which it was logged that it has lost something of this slot.
         self.told_lost = 0
         self._slots = slots
@@ -97,6 +96,8 @@ class Slot:
     @definition.setter
     def definition(self, definition: Definition) -> None:
         self._definition = definition
+        #: As Redis told it; empty when it came from elsewhere.
+        self._told = b""
         #: The number of each sku in packed lines.
         self.item_of = definition.indexes()
         #: Packed lines as callers see them. In a stampede nearly all want the same.

@@ -22,7 +22,17 @@ from aiohttp.http import HttpVersion11
 from multidict import istr
 from pydantic_core import to_json
 
-from holdfast.engine import Engine, InvalidRequest, NotReady, Overloaded, Position, Sale, Tail, UnknownSale
+from holdfast.engine import (
+    Engine,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    Position,
+    Sale,
+    SaleTransition,
+    Tail,
+    UnknownSale,
+)
 from holdfast.engine.tail import POLL_S
 
 from .bodies import read_query
@@ -77,9 +87,13 @@ _HEADERS: Final = {
 _HEARTBEAT: Final = b": still here\n\n"
 
 
-def _event(name: str, data: object, id: Position | None = None) -> bytes:
+def _event(name: str, data: bytes, id: Position | None = None) -> bytes:
     named = f"event: {name}\n" if id is None else f"event: {name}\nid: {id}\n"
-    return named.encode() + b"data: " + to_json(data) + b"\n\n"
+    return named.encode() + b"data: " + data + b"\n\n"
+
+
+def _told(transition: SaleTransition) -> bytes:
+    return _event("transition", to_json(transition_json(transition)), transition.position)
 
 
 class _Reader:
@@ -147,6 +161,8 @@ class Channel:
         self.interest = 0
         self.over = False
         self.sale: Sale | None = None
+        #: A sale, and its JSON.
+        self._written: tuple[Sale | None, bytes] = None, b""
         self._readers: set[_Reader] = set()
         #: Reads the ledger for all operators; None while none follows.
         self._tail: Tail | None = None
@@ -196,7 +212,10 @@ class Channel:
     def counts(self, id: Position | None) -> bytes:
         """The event of the counters as they are now."""
         assert self.sale is not None
-        return _event("counts", sale_json(self.sale), id)
+        # Thousands join at once: it is written once for all of them.
+        if self._written[0] is not self.sale:
+            self._written = self.sale, to_json(sale_json(self.sale))
+        return _event("counts", self._written[1], id)
 
     def end(self) -> None:
         """Tells nothing more, to anybody."""
@@ -243,8 +262,10 @@ class Channel:
             await self._tell(list(self._readers), _HEARTBEAT)
 
     async def _look(self) -> Sale:
-        self.sale = await self._engine.sale(self.id)
-        return self.sale
+        now = await self._engine.sale(self.id)
+        if now != self.sale:
+            self.sale = now
+        return now
 
     async def _tell_operators(self, upto: Position) -> None:
         operators = [reader for reader in self._readers if reader.after is not None]
@@ -254,7 +275,7 @@ class Channel:
         if not operators or tail is None:
             return
         while self._told < upto and (transitions := await tail.read()):
-            events = [(t.position, _event("transition", transition_json(t), t.position)) for t in transitions]
+            events = [(transition.position, _told(transition)) for transition in transitions]
             began, self._told = self._told, tail.position
             # Whoever joins from now on has read as far on its own, or waits.
             operators = [reader for reader in self._readers if reader.after is not None]
@@ -342,7 +363,7 @@ class EventStream(web.StreamResponse):
                 await asyncio.sleep(AWAY_SECONDS)
             reader.after = tail.position
             if transitions:
-                await self.write(b"".join(_event("transition", transition_json(t), t.position) for t in transitions))
+                await self.write(b"".join(map(_told, transitions)))
             elif self._channel.join(reader, tail):
                 return
 

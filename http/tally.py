@@ -1,7 +1,7 @@
 """What callers heard and how long they waited for it, counted while they are answered.
 
-Plain figures, since reserving and paying cost this process some 30 us each: a labelled counter of a metrics library
-takes one to three of them, what is here 0.2. `metrics.py` shows the sums.
+Plain figures, since reserving and paying cost this process some 30 us each, and a labelled counter of a metrics library
+takes one to three of them. What this takes is in `docs/design.md`. `metrics.py` shows the sums.
 """
 
 from __future__ import annotations

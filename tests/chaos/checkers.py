@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
+from holdfast.http.load.clock import Clock
+
 from . import linearizability
 from .facts import (
     CANCELLED,
@@ -27,11 +29,11 @@ from .facts import (
     MS,
     PURCHASED,
     RESERVED,
-    Clock,
     Ledger,
     Lines,
     Rules,
     bare,
+    clock_of,
     counts_by_tickets,
     counts_of,
     instant_ms,
@@ -61,7 +63,7 @@ def check(
     operations: of all clients. finals: of each sale, once all was quiet.
     promised: whether this acknowledged payment had to survive what was done to the system.
     """
-    clock = Clock.of(operations)
+    clock = clock_of(operations)
     found: list[Violation] = []
     for sale in (_Sale(final, operations, clock) for final in finals):
         before = [*_counters(sale), *_acknowledged(sale, promised), *_sold_twice(sale), *_endings(sale)]
@@ -78,7 +80,7 @@ def lost(operations: Sequence[Operation], finals: Sequence[Final]) -> list[Opera
 
 def oversold(operations: Sequence[Operation], finals: Sequence[Final]) -> int:
     """Units beyond capacity, at the worst moment of each item."""
-    clock = Clock.of(operations)
+    clock = clock_of(operations)
     return sum(excess for final in finals for _, excess, _ in _excesses(_Sale(final, operations, clock)))
 
 

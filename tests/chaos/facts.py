@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from holdfast.engine.records import LETTERS, SALE_LINE, Definition, Entry
+from holdfast.http.load.clock import Clock
+from holdfast.http.load.log import MS as MS
 
 from .history import Call, Final, Operation, Outcome
 
@@ -21,12 +23,6 @@ TOLD_BY_CODE = {
     "ticket_expired": EXPIRED,
     "payment_declined": RESERVED,
 }
-
-#: Milliseconds by which the two clocks may drift apart in a run, beyond what answers tell.
-CLOCK_SLACK_MS = 2.0
-
-#: Nanoseconds of a millisecond.
-MS = 1_000_000
 
 Lines = tuple[tuple[str, int], ...]
 
@@ -69,39 +65,17 @@ def may_have_happened(operation: Operation) -> bool:
     return operation.outcome is not Outcome.REFUSED
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """The server's clock against that of the clients: `low <= server - client <= high`, milliseconds.
+def clock_of(operations: Iterable[Operation]) -> Clock | None:
+    """The server's clock as the answers of a run tell it: those that show a running hold tell the server's instant."""
+    return Clock.of(_clock_readings(operations))
 
-    Answers that show a running hold tell the server's instant, which lies between their begin and their end.
-    """
 
-    low: float
-    high: float
-
-    @staticmethod
-    def of(operations: Iterable[Operation]) -> Clock | None:
-        """What the answers of a run narrow it down to; None where nothing tells, or where a clock has jumped."""
-        low, high = float("-inf"), float("inf")
-        for operation in operations:
-            answer = operation.answer
-            if operation.outcome is not Outcome.DONE or answer.get("status") != RESERVED:
-                continue
+def _clock_readings(operations: Iterable[Operation]) -> Iterator[tuple[int, int, int]]:
+    for operation in operations:
+        answer = operation.answer
+        if operation.outcome is Outcome.DONE and answer.get("status") == RESERVED:
             assert operation.ended is not None
-            server = instant_ms(answer["expires_at"]) - answer["expires_in_ms"]
-            low = max(low, server - operation.ended / MS)
-            high = min(high, server + 1 - operation.begun / MS)
-        if low == float("-inf") or low > high + CLOCK_SLACK_MS:
-            return None
-        return Clock(low - CLOCK_SLACK_MS, high + CLOCK_SLACK_MS)
-
-    def earliest(self, server_ms: int) -> int:
-        """The clients' clock, nanoseconds, before which it was surely not yet this instant of the server."""
-        return int((server_ms - self.high) * MS)
-
-    def latest(self, server_ms: int) -> int:
-        """The clients' clock, nanoseconds, at which it was surely this instant of the server, or later."""
-        return int((server_ms - self.low) * MS)
+            yield operation.begun, operation.ended, instant_ms(answer["expires_at"]) - answer["expires_in_ms"]
 
 
 @dataclass(frozen=True, slots=True)

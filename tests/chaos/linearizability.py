@@ -26,6 +26,7 @@ from enum import StrEnum
 from itertools import accumulate
 
 from holdfast.engine.slots import SOLD_OUT_S
+from holdfast.http.load.clock import Clock
 
 from .facts import (
     CANCELLED,
@@ -33,7 +34,6 @@ from .facts import (
     MS,
     PURCHASED,
     RESERVED,
-    Clock,
     Ledger,
     Lines,
     Rules,

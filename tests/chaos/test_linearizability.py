@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .facts import CANCELLED, EXPIRED, PURCHASED, RESERVED, Clock, Lines, counts_of, lines_of
+from .facts import CANCELLED, EXPIRED, PURCHASED, RESERVED, Lines, clock_of, counts_of, lines_of
 from .history import Call, Final, Operation, Outcome
 from .linearizability import Decision, decide
 from .simulation import Crowd, Sale
@@ -27,14 +27,14 @@ def history(seed: int, calls: int = 400, most: int | None = None, clients: int =
 @given(SEEDS, st.sampled_from([None, 3]), st.booleans())
 def test_what_happened_is_accepted(seed: int, most: int | None, timed: bool) -> None:
     operations, final = history(seed, most=most)
-    verdict = decide(operations, final, Clock.of(operations) if timed else None)
+    verdict = decide(operations, final, clock_of(operations) if timed else None)
     assert verdict.decision is Decision.LINEARIZABLE, verdict
 
 
 def test_thousands_of_operations_of_60_clients_are_decided_in_seconds() -> None:
     operations, final = Crowd(Sale({"general": 2000, "box": 300}, 300), 1, clients=60, calls=8000).run()
     began = time.process_time()
-    assert decide(operations, final, Clock.of(operations)).decision is Decision.LINEARIZABLE
+    assert decide(operations, final, clock_of(operations)).decision is Decision.LINEARIZABLE
     # Of the processor, which others use, too: it takes two seconds where nobody else is.
     assert time.process_time() - began < 30
 
@@ -43,7 +43,7 @@ def test_thousands_of_operations_of_60_clients_are_decided_in_seconds() -> None:
 @given(SEEDS)
 def test_without_a_ledger_an_order_is_searched_for(seed: int) -> None:
     operations, final = history(seed, calls=120, clients=4)
-    assert decide(operations, replace(final, ledger=()), Clock.of(operations)).decision is Decision.LINEARIZABLE
+    assert decide(operations, replace(final, ledger=()), clock_of(operations)).decision is Decision.LINEARIZABLE
 
 
 def test_a_ledger_that_lies_convinces_nobody() -> None:
@@ -69,7 +69,7 @@ def test_a_key_is_not_refused_for_what_its_own_ticket_holds() -> None:
 
 def test_beyond_the_bound_it_is_undecided() -> None:
     operations, final = history(3)
-    verdict = decide(operations, final, Clock.of(operations), states_max=10)
+    verdict = decide(operations, final, clock_of(operations), states_max=10)
     assert verdict.decision is Decision.UNDECIDED
     assert "10 states" in verdict.why
 
@@ -194,7 +194,7 @@ def test_what_cannot_have_happened_is_not_accepted(corrupt: object) -> None:
     for seed in range(12):
         # So few answers are lost that nothing else can explain what was changed.
         operations, final = Crowd(Sale({"general": 30, "box": 9}, 150), seed, 8, 300, lose=0.0).run()
-        clock = Clock.of(operations)
+        clock = clock_of(operations)
         changed = corrupt(random.Random(seed), operations, final)  # type: ignore[operator]
         if changed is not None:
             tried += 1

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 from aiohttp import ClientResponse
@@ -245,6 +246,24 @@ async def test_who_does_not_read_is_cut_off_and_the_others_go_on(
                 assert await listener.transitions(Position(1, n + 1_000)) == ids(n + 1, n + 1_000)
                 n += 1_000
             assert len(held.readers) == 1
+
+
+@pytest.mark.parametrize(
+    ("after", "most"),
+    [(None, streams.PUBLIC_UNREAD_BYTES_MAX), (Position(1, 1), streams.UNREAD_BYTES_MAX)],
+    ids=["anybody", "the operator"],
+)
+async def test_how_much_may_be_left_unread(after: Position | None, most: int) -> None:
+    transport = mock.Mock(spec=asyncio.WriteTransport)
+    transport.is_closing.return_value = False
+    reader = streams._Reader(transport, after, True)
+    transport.get_write_buffer_size.return_value = most
+    assert reader.tell(b"event", b"framed")
+    transport.write.assert_called_once_with(b"framed")
+    transport.get_write_buffer_size.return_value = most + 1
+    assert not reader.tell(b"event", b"framed")
+    transport.abort.assert_called_once_with()
+    transport.write.assert_called_once()
 
 
 async def test_a_sale_that_cannot_be_read_says_so_and_comes_back(
