@@ -17,12 +17,12 @@ from functools import lru_cache
 
 from redis.exceptions import ResponseError
 
-from holdfast.engine.connection import Server
 from holdfast.engine.feed import read as read_ledger
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Entry, Record
 from holdfast.engine.scripts import Audited, Refused, Scripts
+from holdfast.engine.servers import Servers
 from holdfast.engine.store import Cursor, Standing, Store, TicketQuery, Units
 from holdfast.engine.store.projection import definitions, read
 from holdfast.engine.values import Status
@@ -40,7 +40,10 @@ LEDGER_STEP = 20
 UNITS_STEP = 5_000
 
 #: How often a slot is looked at anew because it was recovered meanwhile.
-ROUNDS_MAX = 3
+ROUNDS_MAX = 5
+
+#: Seconds between two of these rounds: a snapshot is taken each second.
+ROUND_PAUSE_S = 0.5
 
 #: Disagreements named for one slot; a counter that is wrong for a million buyers is told once.
 FINDINGS_MAX = 100
@@ -213,9 +216,9 @@ class _Replay:
     """
 
     def __init__(
-        self, server: Server, store: Store, definition: Definition, standing: Standing, out: _Findings
+        self, servers: Servers, store: Store, definition: Definition, standing: Standing, out: _Findings
     ) -> None:
-        self._server = server
+        self._servers = servers
         self._store = store
         self._out = out
         self._keys = slot_keys(definition.id)
@@ -255,7 +258,7 @@ class _Replay:
 
     async def _more(self, sequence: int) -> list[Entry]:
         """Reads on where what was read before ends, or does not go on."""
-        self._ahead = await read_ledger(self._server, self._store, self.slot, self._keys, self.at)
+        self._ahead = await read_ledger(self._servers, self._store, self._keys, self.at)
         if due := self._due(sequence):
             return due
         # Gone from the middle of what Redis has: the store may have copied it before.
@@ -311,8 +314,8 @@ class _Replay:
 class Audit:
     """Compares slots."""
 
-    def __init__(self, server: Server, scripts: Scripts, store: Store) -> None:
-        self._server = server
+    def __init__(self, servers: Servers, scripts: Scripts, store: Store) -> None:
+        self._servers = servers
         self._scripts = scripts
         self._store = store
 
@@ -331,7 +334,8 @@ class Audit:
             try:
                 return await self._compare(slot, tickets)
             except _Recovered:
-                continue
+                # Or Redis is in the epoch of a failover, which the next snapshot copies.
+                await asyncio.sleep(ROUND_PAUSE_S)
         return SlotAudit(slot, findings=(f"{slot} was recovered again and again while it was audited",))
 
     async def _compare(self, slot: str, tickets: bool) -> SlotAudit:
@@ -340,7 +344,7 @@ class Audit:
         standing = await self._store.standing(slot)
         sale = await self._store.sale(slot)
         assert sale is not None  # sales are never removed from the registry
-        replay = _Replay(self._server, self._store, sale.known, standing, out)
+        replay = _Replay(self._servers, self._store, sale.known, standing, out)
         await replay.take_up(standing.units)
         cursor = standing.progress.cursor
         del standing

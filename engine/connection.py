@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
 
 import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
+    MovedError,
     NoPermissionError,
     ReadOnlyError,
     RedisError,
@@ -30,6 +31,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from holdfast.engine.addresses import Place, read, unusable
 from holdfast.engine.errors import ConfigurationError
 from holdfast.engine.wire import Wire, pack
 
@@ -47,9 +49,17 @@ CONNECT_TIMEOUT_S = 2.0
 CONNECTIONS_MAX = 64
 
 
-#: What an address may say behind its question mark: the database of a socket, and how to check and show certificates.
-#: redis-py knows more (time-outs, retries, ways to decode), all of which would be against what happens here.
-_OPTIONS = re.compile(r"db|ssl_(?:ca_certs|ca_path|certfile|keyfile|password|cert_reqs|check_hostname|min_version)")
+#: How connections are opened, whatever they lead to.
+CONNECTION: dict[str, Any] = {
+    # One timer around a command, ours, instead of redis-py's task for each send.
+    "socket_timeout": None,
+    "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    "retry": Retry(NoBackoff(), 0),
+    "health_check_interval": 0,
+    # Nothing is said on a connection that Holdfast does not need: a Redis user may be allowed just that.
+    "driver_info": None,
+    "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+}
 
 #: The words with which Redis refuses before anything is done, and whether that passes by itself: a full memory or disk
 #: does not, a server that loads, a replica or a cluster on the move does.
@@ -79,6 +89,22 @@ class NotSent(Exception):
         self.passing = passing
 
 
+class Elsewhere(NotSent):
+    """The slot of the command is another node's.
+
+    Parameters
+    ----------
+    slot: its number in the cluster. place: of the node; the host is empty where it is the one that answered.
+    once: only this command is to be sent there: the slot is being moved, and the node that answered has it still.
+    """
+
+    def __init__(self, slot: int, place: Place, once: bool) -> None:
+        super().__init__("the slot is being moved" if once else "the slot was moved to another node")
+        self.slot = slot
+        self.place = place
+        self.once = once
+
+
 class NoReply(Exception):
     """The command was sent and its reply never came: it may have happened or not."""
 
@@ -96,12 +122,16 @@ class ServerChanged(RedisConnectionError):
 
 
 class Server:
-    """The Redis server of an engine.
+    """One Redis server: the only one of an engine, or a node of a cluster, or the primary that sentinels name.
 
     Parameters
     ----------
     url: `redis://`, `rediss://` or `unix://`, with the special characters of user and password as %XX.
-    pool: connections to use instead; for tests on a fake.
+    pool: connections to use instead.
+    place: where it is, for messages; None is what the address tells.
+    generations: numbers that were not used before; shared by the nodes of a deployment, so that each is one node's.
+    locate: tells where to connect to, for one that moves; raises NotSent where nobody knows.
+    primary: whatever is not a primary is not used; what it tells of replication is remembered.
 
     Raises
     ------
@@ -109,68 +139,83 @@ class Server:
 
     Attributes
     ----------
-    generation: one more each time that another server process (`run_id`) is met. Whoever knows something of the data
+    generation: another one each time that another server process (`run_id`) is met. Whoever knows something of the data
         compares the generation that he learnt it in.
     connects: connections that were made so far. Whoever has asked the server for a setting asks again when there is one
         more.
     riding: bytes that wait for the next exchange.
     version: of the server that was met last. is_valkey: whether that is Valkey's own, and not the one of Redis.
+    reign: of a primary, what it calls the history that it writes: a new one after each failover and restart.
     """
 
-    def __init__(self, url: str, pool: redis_asyncio.ConnectionPool | None = None) -> None:
-        try:
-            #: Where it is, without user and password: it stands in messages and logs. The address itself is not kept.
-            self.place = _place(url) if pool is None else "a fake"
-        except ValueError:
-            raise _unusable() from None
-        self.generation = 1
+    def __init__(
+        self,
+        url: str = "",
+        pool: redis_asyncio.ConnectionPool | None = None,
+        *,
+        place: str | None = None,
+        generations: Iterator[int] | None = None,
+        locate: Callable[[], Awaitable[Place]] | None = None,
+        primary: bool = False,
+    ) -> None:
+        #: Where it is, without user and password: it stands in messages and logs. The address itself is not kept.
+        self.place = place or ("a fake" if pool is not None else read(url).place)
+        self._generations = generations or itertools.count(1)
+        self.generation = next(self._generations)
         self.connects = 0
         self.riding = 0
         self.version = ""
         self.is_valkey = False
-        self._fake = pool is not None
-        self._run_id: str | None = None
+        self.reign = ""
+        self._fake = pool is not None and place is None
+        self._locate = locate
+        self._primary = primary
+        #: Of the process that was met last, and of the history that it writes.
+        self._met: tuple[str, str] | None = None
         self._free: list[Any] = []
         self._busy: set[Any] = set()
         self._turn = asyncio.Semaphore(CONNECTIONS_MAX)
         self._riders: list[_Rider] = []
         try:
-            self.pool = pool or redis_asyncio.ConnectionPool.from_url(
-                url,
-                # One timer around a command, ours, instead of redis-py's task for each send.
-                socket_timeout=None,
-                socket_connect_timeout=CONNECT_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0),
-                redis_connect_func=self._greet,
-                health_check_interval=0,
-                # Nothing is said on a connection that Holdfast does not need: a Redis user may be allowed just that.
-                driver_info=None,
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            )
+            self.pool = pool or redis_asyncio.ConnectionPool.from_url(url, **CONNECTION)
+            if not self._fake:
+                self.pool.connection_kwargs["redis_connect_func"] = self._greet
             self.pool.make_connection()  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, RedisError):
             # Not in the library's words, which may quote a part of the password.
-            raise _unusable() from None
+            raise unusable() from None
 
     async def _greet(self, connection: Any) -> None:
         """Asks a new connection which server process it has reached, before anything else is said on it."""
         await connection.on_connect()
         await connection.send_command("INFO", "server")
         fields = info_fields(await connection.read_response())
-        run_id = fields.get("run_id", "")
+        if self._primary:
+            await connection.send_command("INFO", "replication")
+            replication = info_fields(await connection.read_response())
+            if replication.get("role") != "master":
+                raise RedisConnectionError("it is no primary")
+            self.reign = replication.get("master_replid", "")
+        met = fields.get("run_id", ""), self.reign
         self.is_valkey = "valkey_version" in fields
         self.version = fields.get("valkey_version") or fields.get("redis_version", "")
-        if self._run_id is None:
-            self._run_id = run_id
-        elif run_id != self._run_id:
-            self._run_id = run_id
-            self.generation += 1
+        if self._met is None:
+            self._met = met
+        elif met != self._met:
+            self._met = met
+            self.generation = next(self._generations)
             log.warning(
                 "redis is another process than before (generation %d): it is checked before it is used", self.generation
             )
             raise ServerChanged("redis was restarted or replaced")
         connection.generation = self.generation
         self.connects += 1
+
+    async def abandon(self) -> None:
+        """Gives up every connection: what is under way on them hears NoReply. The next call makes new ones."""
+        idle, self._free = self._free, []
+        for connection in (*idle, *self._busy):
+            await connection.disconnect(nowait=True)
 
     async def call(self, *command: Any, generation: int | None = None) -> Any:
         """One command.
@@ -187,7 +232,7 @@ class Server:
         """
         (reply,) = await self.exchange(pack(*command), 1, generation)
         if isinstance(reply, ResponseError):
-            raise _refusal(reply) or reply
+            raise refusal(reply) or reply
         return reply
 
     async def info(self, section: str) -> dict[str, str]:
@@ -257,6 +302,8 @@ class Server:
                 # Where nothing greets, with the connections of a fake, there is one server.
                 connection.generation = self.generation
                 async with asyncio.timeout(REPLY_TIMEOUT_S):
+                    if self._locate is not None:
+                        connection.host, connection.port = await self._locate()
                     await connection.connect()
                 connection.wire = Wire(connection) if Wire.fits(connection) else None
         except (RedisError, OSError, TimeoutError) as error:
@@ -348,45 +395,14 @@ def info_fields(info: bytes) -> dict[str, str]:
     return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
-def _refusal(error: ResponseError) -> NotSent | None:
+def refusal(error: ResponseError) -> NotSent | None:
     """The error as a refusal, if it is one. Older servers wrap it: "ERR Error running script ...: -OOM command ..."."""
+    if isinstance(error, AskError):  # MovedError is one, too
+        return Elsewhere(error.slot_id, (error.host, error.port), not isinstance(error, MovedError))
     for word in f"{type(error).__name__} {error}".replace("OutOfMemoryError", "OOM").split():
         if (word := word.lstrip("-")) in _REFUSALS:
             return NotSent(f"Redis refuses ({word})", passing=_REFUSALS[word])
     return None
-
-
-def _unusable() -> ConfigurationError:
-    return ConfigurationError(
-        "the Redis address is not usable: give redis://USER:PASSWORD@HOST:PORT/DATABASE, the same with rediss:// "
-        "or unix://PATH, write the special characters of a password as %XX, and after a question mark nothing but db "
-        "and what begins with ssl_"
-    )
-
-
-def _place(url: str) -> str:
-    """Host, port and database of an address, or the path of its socket.
-
-    Raises
-    ------
-    ValueError: it is no address, or has more to it: a password whose special characters are not escaped looks like a
-        path or a query, and would be shown as one.
-    """
-    parts = urlsplit(url)
-    if parts.fragment or (parts.query and not parse_qsl(parts.query, strict_parsing=True)):
-        raise ValueError
-    if not all(_OPTIONS.fullmatch(name) for name, _ in parse_qsl(parts.query)):
-        raise ValueError
-    if parts.scheme == "unix":
-        if "@" in parts.path:
-            raise ValueError
-        return parts.path
-    if parts.scheme not in ("redis", "rediss") or not re.fullmatch(r"/?\d*", parts.path, re.ASCII):
-        raise ValueError
-    host = parts.hostname or "localhost"
-    if not re.fullmatch(r"[\w.%:-]+", host):
-        raise ValueError
-    return f"{f'[{host}]' if ':' in host else host}:{parts.port or 6379}/{parts.path.lstrip('/') or 0}"
 
 
 def _why(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.errors import DurabilityUnavailable, HoldfastError, NotReady, OutcomeUnknown
 from holdfast.engine.meters import Meters
 from holdfast.engine.scripts import Scripts
+from holdfast.engine.servers import Servers
 from holdfast.engine.snapshot import Snapshot
 from holdfast.engine.store import Cursor, StoreError
 from holdfast.engine.transitions import Assured
@@ -68,33 +69,44 @@ class Assurance:
     replicas: how many must have a payment at `replica`.
     """
 
-    def __init__(self, server: Server, scripts: Scripts, snapshot: Snapshot, replicas: int, meters: Meters) -> None:
+    def __init__(self, servers: Servers, scripts: Scripts, snapshot: Snapshot, replicas: int, meters: Meters) -> None:
         self._meters = meters
-        self._server = server
+        self._servers = servers
         self._scripts = scripts
         self._snapshot = snapshot
         self._replicas = replicas
         self._pending: dict[Durability, list[Assured]] = {level: [] for level in Durability}
         self._tasks: dict[Durability, asyncio.Task[None]] = {}
-        #: Levels that were found to be available: how many connections there had been, and when.
-        self._available: dict[Durability, tuple[int, float]] = {}
-        #: Whether every write is on disk before its reply, so that nothing is left to wait for.
-        self._always = False
+        #: Levels that were found to be available at a server: how many connections there had been, and when.
+        self._available: dict[tuple[Server, Durability], tuple[int, float]] = {}
+        #: Servers where every write is on disk before its reply, so that nothing is left to wait for.
+        self._always: set[Server] = set()
         self._failing: set[Durability] = set()
         self._looked_for_store = -STORE_LOOK_S
         self._look: asyncio.Task[None] | None = None
 
     # -- what can be had -------------------------------------------------------------------------------------------
 
-    def known_available(self, level: Durability) -> bool:
-        """Whether `require` would return at once. What the server says is believed until a connection is made anew."""
+    def known_available(self, level: Durability, slot: str) -> bool:
+        """Whether `require` would return at once. What the server says is believed until a connection is made anew.
+
+        Parameters
+        ----------
+        slot: in which it is wanted.
+        """
         if level is Durability.MEMORY:
             return True
         if level is Durability.STORED:
             return self._snapshot.away is None
-        connects, seen = self._available.get(level, (-1, 0.0))
+        try:
+            return self._known(level, self._servers.of(slot))
+        except NotSent:
+            return False
+
+    def _known(self, level: Durability, server: Server) -> bool:
+        connects, seen = self._available.get((server, level), (-1, 0.0))
         fresh = level is Durability.FSYNC or asyncio.get_running_loop().time() < seen + REPLICAS_SEEN_S
-        return connects == self._server.connects and fresh
+        return connects == server.connects and fresh
 
     async def _find_store(self) -> None:
         """Looks whether the store is back; whoever comes while somebody looks hears that it is not."""
@@ -112,11 +124,12 @@ class Assurance:
             self._look = None
             self._looked_for_store = asyncio.get_running_loop().time()
 
-    async def require(self, level: Durability, *, anew: bool = False) -> None:
+    async def require(self, level: Durability, slot: str | None = None, *, anew: bool = False) -> None:
         """Returns when payments can be had at this level.
 
         Parameters
         ----------
+        slot: in which it is wanted; None is in all of them.
         anew: what was found out before does not count.
 
         Raises
@@ -124,59 +137,69 @@ class Assurance:
         DurabilityUnavailable: not in this deployment.
         NotReady: not now, since Redis or the store does not answer.
         """
-        if not anew and self.known_available(level):
+        if level is Durability.MEMORY:
             return
         if level is Durability.STORED:
-            await self._find_store()
+            if anew or self._snapshot.away is not None:
+                await self._find_store()
+            return
+        try:
+            for server in self._servers.all() if slot is None else (self._servers.of(slot),):
+                await self._require_of(server, level, anew)
+        except (NotSent, NoReply) as error:
+            raise NotReady(str(error)) from error
+
+    async def _require_of(self, server: Server, level: Durability, anew: bool) -> None:
+        """As `require` of one server; raises NotSent and NoReply where it does not answer."""
+        if not anew and self._known(level, server):
             return
         for _ in range(ASK_ROUNDS):
-            connects, seen = self._server.connects, asyncio.get_running_loop().time()
-            try:
-                why_not = await (self._no_fsync() if level is Durability.FSYNC else self._no_replica())
-            except (NotSent, NoReply) as error:
-                raise NotReady(str(error)) from error
+            connects, seen = server.connects, asyncio.get_running_loop().time()
+            why_not = await (self._no_fsync(server) if level is Durability.FSYNC else self._no_replica(server))
             if why_not:
-                self._available.pop(level, None)
+                self._available.pop((server, level), None)
                 raise DurabilityUnavailable(level, why_not)
             # What was told holds for the connections that there were when it was asked, and not for one made since.
-            self._available[level] = connects, seen
-            if connects == self._server.connects:
+            self._available[server, level] = connects, seen
+            if connects == server.connects:
                 return
 
-    async def _no_fsync(self) -> str | None:
+    async def _no_fsync(self, server: Server) -> str | None:
         """Why payments cannot be on disk before they are acknowledged; None when they can."""
         asked = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
-        replies = await self._server.pipeline([("CONFIG", "GET", name) for name in asked])
+        replies = await server.pipeline([("CONFIG", "GET", name) for name in asked])
         appendonly, appendfsync, pauses = (_setting(reply) for reply in replies)
         if appendonly == "no":
             return "Redis writes no append-only file; set appendonly yes"
-        self._always = not can_wait(self._server)
-        if self._always and appendfsync != "always":
+        always = not can_wait(server)
+        (self._always.add if always else self._always.discard)(server)
+        if always and appendfsync != "always":
             return (
-                f"{'Valkey' if self._server.is_valkey else 'Redis'} {self._server.version} can only give it with "
+                f"{'Valkey' if server.is_valkey else 'Redis'} {server.version} can only give it with "
                 f"appendfsync always, and has {appendfsync or 'not told (CONFIG GET is not allowed)'}; "
                 "set that (holdfast serve --durability fsync does for a Redis of its own), or use Redis 7.2 or newer"
             )
-        if not self._always and (refusal := await self._refused("WAITAOF", 0, 0, 0)):
+        if not always and (refusal := await self._refused(server, "WAITAOF", 0, 0, 0)):
             return refusal
-        if self._always and pauses != "no":
+        if always and pauses != "no":
             return "Redis stops to sync while it rewrites its append-only file; set no-appendfsync-on-rewrite no"
         if appendfsync == "no":
             return "Redis leaves it to the system when its append-only file reaches the disk; set appendfsync everysec"
         return None
 
-    async def _no_replica(self) -> str | None:
+    async def _no_replica(self, server: Server) -> str | None:
         """Why payments cannot be on replicas before they are acknowledged; None when they can."""
-        replication = await self._server.info("replication")
+        replication = await server.info("replication")
         online = sum("state=online" in value for value in replication.values())
         if online < self._replicas:
             return f"{online} replicas are connected to Redis, and {self._replicas} must have a payment"
-        return await self._refused("WAIT", 0, 1)
+        return await self._refused(server, "WAIT", 0, 1)
 
-    async def _refused(self, *command: Any) -> str | None:
+    @staticmethod
+    async def _refused(server: Server, *command: Any) -> str | None:
         """Why Redis does not take this command, which waits for nothing; None when it does."""
         try:
-            await self._server.call(*command)
+            await server.call(*command)
         except ResponseError as error:
             return f"Redis does not allow {command[0]} ({error})"
         return None
@@ -204,18 +227,19 @@ class Assurance:
         try:
             while pending:
                 group, pending[:] = pending[:], []
-                proving = asyncio.create_task(self._prove(level, group))
+                proving = asyncio.create_task(self._prove_all(level, group))
                 while not (await asyncio.wait({proving}, timeout=LOOK_S))[0]:
                     # Those who came meanwhile as well: a store that is silent may be so for long.
                     for payment in (*group, *pending):
                         if loop.time() >= payment.give_up:
                             self._give_up(payment)
-                proof = proving.result()
+                proofs = proving.result()
                 # Compared last: whatever took the server's place while we waited was noticed on the way.
-                generation, now = self._server.generation, loop.time()
+                now = loop.time()
                 again: list[Assured] = []
                 for payment in group:
-                    if payment.generation != generation or proof.contradicts(payment):
+                    proof, slot = proofs[payment], payment.slot.name
+                    if payment.generation != self._servers.generation(slot) or proof.contradicts(payment):
                         tell(payment.waiter, OutcomeUnknown())
                     elif proof.covers(payment):
                         payment.reached()
@@ -241,8 +265,23 @@ class Assurance:
             self._meters.below_durability += 1
         payment.not_reached()
 
+    async def _prove_all(self, level: Durability, group: Sequence[Assured]) -> dict[Assured, Proof]:
+        """What one wait at each server, or one copy into the store, has proved of these payments."""
+        if level is Durability.STORED:
+            proof = await self._prove(level, group)
+            return dict.fromkeys(group, proof)
+        by_server: dict[Server, list[Assured]] = {}
+        proofs = dict.fromkeys(group, Proof(False))
+        for payment in group:
+            with contextlib.suppress(NotSent):
+                by_server.setdefault(self._servers.of(payment.slot.name), []).append(payment)
+        found = await asyncio.gather(*(self._prove(level, each) for each in by_server.values()))
+        for payments, proof in zip(by_server.values(), found, strict=True):
+            proofs |= dict.fromkeys(payments, proof)
+        return proofs
+
     async def _prove(self, level: Durability, group: Sequence[Assured]) -> Proof:
-        """What one wait has proved of these payments."""
+        """What one wait has proved of these payments, which one server has, or of any at `stored`."""
         try:
             if level is Durability.STORED:
                 proof = Proof(True, await self._snapshot.reach({payment.slot.name for payment in group}))
@@ -251,8 +290,10 @@ class Assurance:
             else:
                 # Asked again when a connection was made since: the server may have been started anew, set otherwise.
                 # One that is believed is asked each time, where another would be waited for.
-                await self.require(level, anew=self._always)
-                proof = Proof(self._always or (await self._waited(group, "WAITAOF", 1, 0))[0] >= 1)
+                slot = group[0].slot.name
+                server = self._servers.of(slot)
+                await self.require(level, slot, anew=server in self._always)
+                proof = Proof(server in self._always or (await self._waited(group, "WAITAOF", 1, 0))[0] >= 1)
         except (NotSent, NoReply, StoreError, RedisError, HoldfastError) as error:
             if level not in self._failing:
                 self._failing.add(level)

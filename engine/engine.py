@@ -23,7 +23,7 @@ from holdfast.engine import checks
 from holdfast.engine.audit import Audit, AuditReport
 from holdfast.engine.background import Background
 from holdfast.engine.batcher import Call, Waiter, collected
-from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.connection import NoReply, NotSent
 from holdfast.engine.durability import Assurance
 from holdfast.engine.embedded import Appendfsync, EmbeddedRedis
 from holdfast.engine.errors import (
@@ -40,11 +40,10 @@ from holdfast.engine.errors import (
 from holdfast.engine.expirations import expirations
 from holdfast.engine.health import LEARN_S, Health
 from holdfast.engine.identity import random_id, split_ticket
-from holdfast.engine.keys import DEPLOYMENT
 from holdfast.engine.leadership import TAKE_SECONDS, Leadership
 from holdfast.engine.leases import Leases
 from holdfast.engine.limits import HOLD_MS_DEFAULT, INSTANT_MS_MAX
-from holdfast.engine.listener import Listener
+from holdfast.engine.listener import Listeners
 from holdfast.engine.memory import LOOK_S as MEMORY_LOOK_S
 from holdfast.engine.memory import Memory
 from holdfast.engine.meters import KINDS, Meters
@@ -54,6 +53,7 @@ from holdfast.engine.recovery import BUYER_TICKETS_MAX, Recovery, RecoveryReport
 from holdfast.engine.retention import Retention
 from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.secret import Keeper, establish
+from holdfast.engine.servers import FOLLOW_S, open_servers
 from holdfast.engine.slots import Slot, Slots
 from holdfast.engine.snapshot import FOLD_PAUSE_S, Snapshot
 from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
@@ -197,31 +197,33 @@ class Engine:
             if self.embedded is not None:
                 self._url = await self.embedded.start()
             await self._open_store()
-            self._server = Server(self._url or "", self._pool)
+            self._servers = open_servers(self._url or "", self._pool)
             try:
-                await self._server.check_policy()
+                await self._servers.start()
+                for server in self._servers.all():
+                    await server.check_policy()
             except (NotSent, NoReply) as error:
                 raise ConfigurationError(f"{error}: is the address right, and is it up?") from error
             self._keeper = Keeper(self._store, self._data_dir if self.embedded is not None else None)
             self._identity = await establish(self._secret, self._keeper, self._store)
             await self._belong_together()
-            self._scripts = Scripts(self._server, self._replaced)
-            self._leases = Leases(self._server)
+            self._scripts = Scripts(self._servers, self._replaced)
+            self._leases = Leases(self._servers)
             self._transitions = Transitions(self._scripts, self._store, self._leases, self.meters)
-            self._slots = Slots(self._server, self._scripts, self._store, self._transitions, self.meters)
-            self._snapshot = Snapshot(self._server, self._store, self._slots, self.meters)
-            self._assurance = Assurance(self._server, self._scripts, self._snapshot, self._replicas, self.meters)
-            self._memory = Memory(self._server, self._slots)
+            self._slots = Slots(self._servers, self._scripts, self._store, self._transitions, self.meters)
+            self._snapshot = Snapshot(self._servers, self._store, self._slots, self.meters)
+            self._assurance = Assurance(self._servers, self._scripts, self._snapshot, self._replicas, self.meters)
+            self._memory = Memory(self._servers, self._slots)
             self._health = Health(
-                self._server, self._store, self._slots, self._snapshot, self._memory, self._store_id, self._alarms
+                self._servers, self._store, self._slots, self._snapshot, self._memory, self._store_id, self._alarms
             )
-            self._retention = Retention(self._server, self._scripts, self._store, self._retention_ms)
-            self._sweeper = Sweeper(self._server, self._store, self._slots)
+            self._retention = Retention(self._servers, self._scripts, self._store, self._retention_ms)
+            self._sweeper = Sweeper(self._servers, self._store, self._slots)
             self._recovery = Recovery(
-                self._server, self._scripts, self._store, self._slots, self._leases, self._retention_ms
+                self._servers, self._scripts, self._store, self._slots, self._leases, self._retention_ms
             )
-            self._audit = Audit(self._server, self._scripts, self._store)
-            self._listener = Listener(self._server, self._heard)
+            self._audit = Audit(self._servers, self._scripts, self._store)
+            self._listeners = Listeners(self._servers, self._heard)
             await self._assurance.require(self._durability)
             if self._recover_at_start:
                 await self._recover_lost()
@@ -245,20 +247,22 @@ class Engine:
     async def _belong_together(self) -> None:
         """Refuses a Redis with the sales of another store: each would copy, trim and recover what is the other's."""
         ours = self._store_id = await self._store.kept("store-id", random_id)
-        try:
-            await self._server.call("SET", DEPLOYMENT, ours, "NX")
-            theirs = await self._server.call("GET", DEPLOYMENT)
-        except (NotSent, NoReply) as error:
-            raise ConfigurationError(f"{error}: is it up?") from error
-        except ResponseError as error:
-            raise ConfigurationError(
-                f"Redis refuses ({error}): give this user the rules of deploy/redis-users.acl"
-            ) from error
-        if theirs != ours.encode():
-            raise ConfigurationError(
-                "this Redis holds the sales of another store: give that store (--store, --data-dir), "
-                "or another Redis or database number (--redis)"
-            )
+        for server in self._servers.all():
+            key = self._servers.deployment_key(server)
+            try:
+                await server.call("SET", key, ours, "NX")
+                theirs = await server.call("GET", key)
+            except (NotSent, NoReply) as error:
+                raise ConfigurationError(f"{error}: is it up?") from error
+            except ResponseError as error:
+                raise ConfigurationError(
+                    f"Redis refuses ({error}): give this user the rules of deploy/redis-users.acl"
+                ) from error
+            if theirs != ours.encode():
+                raise ConfigurationError(
+                    "this Redis holds the sales of another store: give that store (--store, --data-dir), "
+                    "or another Redis or database number (--redis)"
+                )
 
     def _begin(self) -> None:
         background = self._background
@@ -267,10 +271,12 @@ class Engine:
         else:
             leadership = self._leadership
             background.repeat("leadership", lambda: self._take_turn(leadership), lambda: asyncio.sleep(TAKE_SECONDS))
+        if self._servers.follows:
+            background.repeat("topology", self._servers.follow, lambda: asyncio.sleep(FOLLOW_S))
         background.repeat("registry", self._health.learn, lambda: asyncio.sleep(LEARN_S))
         background.repeat("memory", self._memory.run, lambda: asyncio.sleep(MEMORY_LOOK_S))
         if self._roles["listen"]:
-            background.start("listener", self._listener.run())
+            background.start("listener", self._listeners.run())
         if self.embedded is not None:
             background.start("redis", self.embedded.keep_alive())
 
@@ -304,8 +310,8 @@ class Engine:
                 closing.push_async_callback(self.embedded.stop)
             if hasattr(self, "_store"):
                 closing.push_async_callback(self._store.close)
-            if hasattr(self, "_server"):
-                closing.push_async_callback(self._server.close)
+            if hasattr(self, "_servers"):
+                closing.push_async_callback(self._servers.close)
             if hasattr(self, "_slots"):
                 closing.push_async_callback(self._finish)
             if hasattr(self, "_health"):
@@ -413,7 +419,7 @@ class Engine:
             if outcome in (Outcome.OK, Outcome.REPLAYED):
                 await self._stored(self._store.settle(sale, wanted))
                 # Copied before it is acknowledged: a Redis that loses the amendment is then behind, and does not sell.
-                await self._stored(self._redis(self._snapshot.run()))
+                await self._stored(self._redis(self._snapshot.reach({slot.name})))
                 return await self.sale(sale)
             if outcome is Outcome.CAPACITY_IN_USE:
                 await self._stored(self._store.settle(sale, None))
@@ -639,7 +645,7 @@ class Engine:
         waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         slot, id = await self._locate(ticket)
         level = self._level(slot, durability)
-        await self._assurance.require(level)
+        await self._assurance.require(level, slot.name)
         assured = self._assured(waiter, slot, level)
         slot.confirms.put(self._payment(id, assured, self._who(buyer), ticket, reference, key, declined))
         return await waiter
@@ -661,7 +667,7 @@ class Engine:
             return False
         level = self._level(slot, durability)
         if level is not Durability.MEMORY:
-            if not self._assurance.known_available(level):
+            if not self._assurance.known_available(level, slot.name):
                 return False
             waiter = self._assured(waiter, slot, level)
         slot.confirms.put(self._payment(parts[1], waiter, self._who(buyer), ticket, reference, key, declined))
@@ -697,7 +703,7 @@ class Engine:
         try:
             slot = self._slots.known(sale) or await self._slots.get(sale)
             level = self._level(slot, durability)
-            await self._assurance.require(level)
+            await self._assurance.require(level, slot.name)
         except NotReady as error:
             return [error] * len(entries)
         calls, waiters = self._calls(entries, call)
@@ -788,7 +794,7 @@ class Engine:
 
     async def _up_to_date(self, slot: Slot) -> None:
         """The store's tickets of this slot as Redis has them now, and not what comes meanwhile."""
-        await self._stored(self._redis(self._snapshot.run()))
+        await self._stored(self._redis(self._snapshot.reach({slot.name})))
         await self._stored(self._snapshot.fold(slot.name))
 
     async def _page(
@@ -929,7 +935,7 @@ class Engine:
         UnknownSale.
         NotReady: a side does not answer, or another recovery took over; run it again.
         """
-        await self._server.meet()
+        await self._servers.meet()
         names = list(await self._stored(self._redis(self._health.unready()))) if sales is None else list(sales)
         reports = []
         for name in names:
@@ -983,7 +989,7 @@ class Engine:
         sale: only this one's. name: remembers in the store how far this listener has come.
         from_start: begin with the oldest there is, where nothing is remembered.
         """
-        return expirations(self._server, self._store, self._background, sale, name, from_start)
+        return expirations(self._servers, self._store, self._background, sale, name, from_start)
 
     async def tail(self, sale: str, *, after: tuple[int, int] | None = None) -> Tail:
         """A reader of the sale's ledger, for who wants to look when it suits; `transitions` looks by itself.
@@ -1002,7 +1008,7 @@ class Engine:
         begin = now if after is None else Position(*after)
         if min(begin) < 0 or begin > now:
             raise InvalidRequest("/after", f"lies outside the ledger of '{sale}', which has come to {now}")
-        return Tail(self._server, self._store, slot, begin)
+        return Tail(self._servers, self._store, slot, begin)
 
     async def transitions(self, sale: str, *, after: tuple[int, int] | None = None) -> AsyncIterator[SaleTransition]:
         """Every transition of a sale, in order and without a gap, from Redis or, where it was trimmed there, the store.

@@ -8,11 +8,12 @@ import logging
 from collections.abc import AsyncIterator
 
 from holdfast.engine.background import Background
-from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.connection import NoReply, NotSent
 from holdfast.engine.errors import UnknownSale
 from holdfast.engine.feed import beyond, read
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.records import SALE_LINE, Definition, Transition
+from holdfast.engine.servers import Servers
 from holdfast.engine.store import Cursor, Store, StoreError
 from holdfast.engine.values import Expiration
 
@@ -44,7 +45,7 @@ class _Reader:
 
 
 async def expirations(
-    server: Server, store: Store, background: Background, sale: str | None, name: str | None, from_start: bool
+    servers: Servers, store: Store, background: Background, sale: str | None, name: str | None, from_start: bool
 ) -> AsyncIterator[Expiration]:
     """See `Engine.expirations`."""
     readers: dict[str, _Reader] = {}
@@ -56,10 +57,10 @@ async def expirations(
             more = False
             try:
                 # Sales that appear while we listen are read from their beginning.
-                await _discover(server, store, readers, sale, name, from_start or not first)
+                await _discover(servers, store, readers, sale, name, from_start or not first)
                 first = False
                 for reader in readers.values():
-                    async for expiration in _new(server, store, reader, name):
+                    async for expiration in _new(servers, store, reader, name):
                         more = True
                         yield expiration
             except (NotSent, NoReply, StoreError) as error:
@@ -74,7 +75,7 @@ async def expirations(
 
 
 async def _discover(
-    server: Server, store: Store, readers: dict[str, _Reader], sale: str | None, name: str | None, from_start: bool
+    servers: Servers, store: Store, readers: dict[str, _Reader], sale: str | None, name: str | None, from_start: bool
 ) -> None:
     names = [sale] if sale is not None else list(await store.cursors())
     for slot in names:
@@ -87,17 +88,17 @@ async def _discover(
         if cursor is None and from_start:
             cursor = Cursor(0, 0)
         if cursor is None:
-            epoch, sequence = await server.call("HMGET", slot_keys(slot).sale, "epoch", "sequence")
+            epoch, sequence = await servers.call(slot, "HMGET", slot_keys(slot).sale, "epoch", "sequence")
             cursor = Cursor(int(epoch or 0), int(sequence or 0))
             if name is not None:
                 await store.set_position(name, slot, cursor)
         readers[slot] = _Reader(slot, stored.known, cursor)
 
 
-async def _new(server: Server, store: Store, reader: _Reader, name: str | None) -> AsyncIterator[Expiration]:
+async def _new(servers: Servers, store: Store, reader: _Reader, name: str | None) -> AsyncIterator[Expiration]:
     """What is new in one slot; the position is remembered when everything of a ledger entry was taken."""
     keys = slot_keys(reader.slot)
-    while entries := await read(server, store, reader.slot, keys, reader.cursor):
+    while entries := await read(servers, store, keys, reader.cursor):
         for entry in entries:
             expired = False
             for transition in beyond([entry], reader.cursor):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from holdfast.engine.connection import Server
 from holdfast.engine.keys import SlotKeys
 from holdfast.engine.records import Entry, Transition
+from holdfast.engine.servers import Servers
 from holdfast.engine.store import Cursor, Store
 
 #: Ledger entries read at a time. An entry may carry a whole batch: 20 are at most 3,000 transitions, 10 ms of parsing.
@@ -17,33 +17,42 @@ class Gap(Exception):
     """Redis' ledger does not continue where the reader stands."""
 
 
-async def read_redis(server: Server, keys: SlotKeys, after: Cursor, count: int = ENTRIES_STEP) -> list[Entry]:
+async def read_redis(
+    servers: Servers, keys: SlotKeys, after: Cursor, count: int = ENTRIES_STEP, *, copied: bool = False
+) -> list[Entry]:
     """The next entries of a slot's ledger in Redis.
+
+    Parameters
+    ----------
+    copied: `after` is how far the store has come. A later epoch that follows on it is then a failover's, since a
+        recovery raises the store's first; any other reader may have read what was then lost.
 
     Raises
     ------
     Gap: there are newer entries, but not the next one: it was trimmed, or lost.
     NotSent, NoReply: Redis does not answer.
     """
-    raw = await server.call("XRANGE", keys.ledger, f"({after.epoch}-{after.sequence}", "+", "COUNT", count)
+    raw = await servers.call(keys.slot, "XRANGE", keys.ledger, f"({after.epoch}-{after.sequence}", "+", "COUNT", count)
     entries = [Entry.parse(stream_id, fields) for stream_id, fields in raw]
     if entries:
         # After a recovery sequences count on from what was not lost: they only follow within an epoch.
-        if entries[0].first > after.sequence + 1 or entries[0].epoch > max(after.epoch, 1):
+        first = entries[0]
+        follows = first.epoch <= max(after.epoch, 1) or (copied and first.first == after.sequence + 1)
+        if first.first > after.sequence + 1 or not follows:
             raise Gap
     else:
-        epoch, sequence = await server.call("HMGET", keys.sale, "epoch", "sequence")
+        epoch, sequence = await servers.call(keys.slot, "HMGET", keys.sale, "epoch", "sequence")
         if epoch and (int(epoch), int(sequence)) > (after.epoch, after.sequence):
             raise Gap
     return entries
 
 
-async def read(server: Server, store: Store, slot: str, keys: SlotKeys, after: Cursor) -> list[Entry]:
+async def read(servers: Servers, store: Store, keys: SlotKeys, after: Cursor) -> list[Entry]:
     """The next entries of a slot's ledger, wherever they are kept."""
     try:
-        return await read_redis(server, keys, after)
+        return await read_redis(servers, keys, after)
     except Gap:
-        return await store.ledger(slot, after, ENTRIES_STEP)
+        return await store.ledger(keys.slot, after, ENTRIES_STEP)
 
 
 def beyond(entries: list[Entry], after: Cursor) -> Iterator[Transition]:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from redis.exceptions import RedisError
 
 from holdfast.engine.connection import NoReply, NotSent, Server
-from holdfast.engine.keys import DEPLOYMENT, slot_keys
+from holdfast.engine.keys import slot_keys
 from holdfast.engine.memory import Memory
 from holdfast.engine.records import Definition, Entry
 from holdfast.engine.recovery import why_unready
+from holdfast.engine.servers import Servers, each, milliseconds
 from holdfast.engine.slots import Slots
 from holdfast.engine.snapshot import Snapshot
 from holdfast.engine.store import Cursor, Progress, Store, StoredSale, StoreError
@@ -62,7 +63,7 @@ class Health:
 
     def __init__(
         self,
-        server: Server,
+        servers: Servers,
         store: Store,
         slots: Slots,
         snapshot: Snapshot,
@@ -70,7 +71,7 @@ class Health:
         store_id: str,
         contradictions: Callable[[], Sequence[str]],
     ) -> None:
-        self._server = server
+        self._servers = servers
         self._store = store
         self._slots = slots
         self._snapshot = snapshot
@@ -81,6 +82,8 @@ class Health:
         self._sales: frozenset[str] = frozenset()
         #: Questions that were not answered in time, and still wait.
         self._late: set[asyncio.Future[Any]] = set()
+        #: Why sales could not be looked at in the last walk.
+        self._silent: list[NotSent | NoReply] = []
 
     # -- whether everything can be sold -----------------------------------------------------------------------------
 
@@ -92,7 +95,9 @@ class Health:
         alarms: list[str] = []
         reasons: list[str] = []
         try:
-            now = await self._probe()
+            now, away = await self._probe()
+            reasons += away
+            alarms += await self._advice()
             try:
                 unready, late = await self._walk(now)
                 reasons += unready.values()
@@ -102,8 +107,7 @@ class Health:
                 reasons += await self._without_store()
         except (NotSent, NoReply) as error:
             reasons.append(str(error))
-        if self._memory.full is not None:
-            reasons.append(self._memory.full)
+        reasons += self._memory.full.values()
         # Asked for last: an alarm is over when the walk has met a later epoch.
         reasons += self._contradictions()
         return Readiness(not reasons, tuple(reasons), tuple(alarms))
@@ -115,7 +119,10 @@ class Health:
         ------
         StoreError, NotSent, NoReply: a side does not answer.
         """
-        return (await self._walk(0, RECOVERY_ANSWER_S))[0]
+        unready = (await self._walk(0, RECOVERY_ANSWER_S))[0]
+        if self._silent:
+            raise self._silent[0]
+        return unready
 
     async def learn(self) -> None:
         """Looks which sales there are.
@@ -126,8 +133,21 @@ class Health:
         """
         self._sales = frozenset(await self._store.cursors())
 
-    async def _probe(self) -> int:
-        """Asks Redis to write something that changes nothing, as a reservation would; its clock, Unix milliseconds.
+    async def _probe(self) -> tuple[int, list[str]]:
+        """The clock of Redis, Unix milliseconds, and why servers do not take reservations, of those that do not.
+
+        Raises
+        ------
+        NotSent, NoReply: none of them does.
+        """
+        told = await each(self._servers.all(), self._probe_one)
+        clocks = [answer for answer in told.values() if isinstance(answer, int)]
+        if not clocks:
+            raise next(iter(told.values()), NotSent(f"no node of the cluster at {self._servers.place} has any slots"))
+        return max(clocks), [str(answer) for answer in told.values() if isinstance(answer, Exception)]
+
+    async def _probe_one(self, server: Server) -> int:
+        """Asks a server to write something that changes nothing, as a reservation would; its clock.
 
         A disk that is full, a replica, a primary without its replicas: all of them read, and take no reservation.
 
@@ -136,12 +156,30 @@ class Health:
         NotSent, NoReply: it does not, or holds the sales of another store.
         """
         for _ in range(MEETINGS):
-            await self._redis(self._server.meet())
-        await self._redis(self._server.call("SET", DEPLOYMENT, self._store_id, "NX"))
-        theirs, clock = await self._redis(self._server.pipeline([("GET", DEPLOYMENT), ("TIME",)]))
+            await self._redis(server.meet(), of=server)
+        key = self._servers.deployment_key(server)
+        await self._redis(server.call("SET", key, self._store_id, "NX"), of=server)
+        theirs, clock = await self._redis(server.pipeline([("GET", key), ("TIME",)]), of=server)
         if isinstance(clock, RedisError) or theirs != self._store_id.encode():
-            raise NotSent(f"Redis at {self._server.place} holds the sales of another store")
-        return int(clock[0]) * 1000 + int(clock[1]) // 1000
+            raise NotSent(f"Redis at {server.place} holds the sales of another store")
+        return milliseconds(clock)
+
+    async def _advice(self) -> list[str]:
+        """What a primary would go on selling that was cut off from its replicas, which take over meanwhile."""
+        if not self._servers.follows:
+            return []
+        told = await each(self._servers.all(), lambda server: self._redis(server.info("replication"), of=server))
+        # Redis tells of good replicas only where it needs them.
+        careless = [
+            server.place
+            for server, fields in told.items()
+            if isinstance(fields, dict) and "min_slaves_good_slaves" not in fields and fields["connected_slaves"] != "0"
+        ]
+        return [
+            f"Redis at {place} goes on selling when it is cut off from its replicas, and one of them may have taken "
+            "its place: set min-replicas-to-write 1 and min-replicas-max-lag"
+            for place in careless
+        ]
 
     async def _walk(self, now: int, within: float | None = None) -> tuple[dict[str, str], list[str]]:
         """The sales that are not ready, and what is late.
@@ -152,13 +190,17 @@ class Health:
         within: seconds for each question; None is `ANSWER_S`.
         """
         reasons: dict[str, str] = {}
+        self._silent = []
         seen: list[str] = []
         behind: dict[str, Cursor] = {}
         after = ""
         while sales := await self._stored(self._store.sales(after, SALES_STEP), within):
             heads = await self._heads([sale.id for sale in sales], within)
             for sale, head in zip(sales, heads, strict=True):
-                if reason := why_unready(sale, head):
+                if isinstance(head, (NotSent, NoReply)):
+                    # Of each node that does not answer it is told once, and not of each of its sales.
+                    self._silent.append(head)
+                elif reason := why_unready(sale, head):
                     reasons[sale.id] = reason
                 elif now and _stands(head) > (sale.cursor.epoch, sale.cursor.sequence):
                     behind[sale.id] = sale.cursor
@@ -185,10 +227,10 @@ class Health:
         for at in range(0, len(names), SALES_STEP):
             heads = await self._heads(names[at : at + SALES_STEP])
             for sale, head in zip(believed[at : at + SALES_STEP], heads, strict=True):
-                if reason := why_unready(sale, head):
+                if not isinstance(head, (NotSent, NoReply)) and (reason := why_unready(sale, head)):
                     reasons[sale.id] = reason
         for slot in self._slots.all():
-            if slot.generation != self._server.generation and slot.name not in reasons:
+            if slot.generation != self._servers.generation(slot.name) and slot.name not in reasons:
                 reasons[slot.name] = (
                     f"'{slot.name}': Redis was restarted or replaced, and while the store does not answer nobody can "
                     "say what it has lost"
@@ -233,20 +275,22 @@ class Health:
         ------
         NotSent, NoReply.
         """
-        (clock,) = await self._redis(self._server.pipeline([("TIME",)]))
-        if isinstance(clock, RedisError):
-            raise NotSent(f"Redis answers {clock}")
-        now = int(clock[0]) * 1000 + int(clock[1]) // 1000
-        due = now
+        told = await each(self._servers.all(), lambda server: self._redis(server.call("TIME"), of=server))
+        clocks = [milliseconds(clock) for clock in told.values() if not isinstance(clock, Exception)]
+        if not clocks:
+            raise next(iter(told.values()), NotSent("no node of the cluster has any slots"))
+        now = max(clocks)
+        lag = 0
         behind: dict[str, Cursor] = {}
         transitions = 0
         sales: list[Sale] = []
         items = 0
         for at in range(0, len(names), SALES_STEP):
             step = names[at : at + SALES_STEP]
-            deadlines = [("ZRANGE", slot_keys(name).deadlines, "0", "0", "WITHSCORES") for name in step]
-            replies = await self._redis(self._server.pipeline(deadlines))
-            due = min([due, *(_score(reply) for reply in replies if reply and not isinstance(reply, RedisError))])
+            deadlines = [(name, ("ZRANGE", slot_keys(name).deadlines, "0", "0", "WITHSCORES")) for name in step]
+            for at, reply in await self._redis(self._servers.clocked(deadlines)):
+                if reply and not isinstance(reply, Exception):
+                    lag = max(lag, at - _score(reply))
             heads = await self._heads(step)
             for name, head in zip(step, heads, strict=True):
                 stands, cursor = _stands(head), cursors[name]
@@ -259,19 +303,28 @@ class Health:
                         sales.append(sale)
                         items += len(sale.items)
         oldest = await self._oldest(behind)
-        try:
-            memory = await self._redis(self._server.info("memory"))
-        except RedisError:
-            memory = {}  # not allowed to be asked
-        used, limit = Memory.told(memory)
+        used, limit = await self._fullest()
         return {
-            "expiry_lag_ms": now - due,
+            "expiry_lag_ms": lag,
             "behind": transitions,
             "behind_ms": now - oldest if oldest else 0,
             "sales": tuple(sales),
             "memory_used": used,
             "memory_limit": limit,
         }
+
+    async def _fullest(self) -> tuple[int, int]:
+        """Bytes used and allowed, of the server that has used the largest part of its own."""
+
+        async def ask(server: Server) -> tuple[int, int]:
+            try:
+                return Memory.told(await self._redis(server.info("memory"), of=server))
+            except RedisError:
+                return 0, 0  # not allowed to be asked
+
+        told = (await each(self._servers.all(), ask)).values()
+        known = [answer for answer in told if isinstance(answer, tuple)]
+        return max(known, key=lambda memory: memory[0] / (memory[1] or 1), default=(0, 0))
 
     async def _shown(self, name: str, head: object, cursor: Cursor) -> Sale | None:
         """A sale with its counters; None when what lies in Redis is none."""
@@ -282,7 +335,7 @@ class Health:
         slot = self._slots.known(name)
         definition = slot.definition if slot is not None else None
         if definition is None or len(definition.items) * 3 != len(counts.split()):
-            (raw,) = await self._redis(self._server.pipeline([("HGET", slot_keys(name).sale, "definition")]))
+            (raw,) = await self._redis(self._servers.scatter([(name, ("HGET", slot_keys(name).sale, "definition"))]))
             try:
                 definition = Definition.from_json(raw)
             except (ValueError, TypeError, KeyError):
@@ -298,11 +351,11 @@ class Health:
         if not looked:
             return 0
         commands = [
-            ("XRANGE", slot_keys(name).ledger, f"({cursor.floor}", "+", "COUNT", "1") for name, cursor in looked
+            (name, ("XRANGE", slot_keys(name).ledger, f"({cursor.floor}", "+", "COUNT", "1")) for name, cursor in looked
         ]
         ages = []
-        for reply in await self._redis(self._server.pipeline(commands)):
-            if reply and not isinstance(reply, RedisError):
+        for reply in await self._redis(self._servers.scatter(commands)):
+            if reply and not isinstance(reply, Exception):
                 try:
                     ages.append(Entry.parse(*reply[0]).at)
                 except (ValueError, KeyError, TypeError):
@@ -314,19 +367,25 @@ class Health:
     async def _heads(self, names: Sequence[str], within: float | None = None) -> list[Any]:
         """Fence, epoch, sequence and counters of these sales."""
         return await self._redis(
-            self._server.pipeline(
-                [("HMGET", slot_keys(name).sale, "fence", "epoch", "sequence", "counts") for name in names]
+            self._servers.scatter(
+                [(name, ("HMGET", slot_keys(name).sale, "fence", "epoch", "sequence", "counts")) for name in names]
             ),
             within,
         )
 
-    async def _redis(self, work: Awaitable[T], within: float | None = None) -> T:
-        """What Redis answers in time, `ANSWER_S` where nothing is said; NotSent when that is too late."""
+    async def _redis(self, work: Awaitable[T], within: float | None = None, of: Server | None = None) -> T:
+        """What Redis answers in time, `ANSWER_S` where nothing is said; NotSent when that is too late.
+
+        Parameters
+        ----------
+        of: the server that is asked; None is all of them.
+        """
         within = within or ANSWER_S
         try:
             return await self._patiently(work, within)
         except TimeoutError:
-            raise NotSent(f"Redis at {self._server.place} does not answer within {within:g} s") from None
+            place = (of or self._servers).place
+            raise NotSent(f"Redis at {place} does not answer within {within:g} s") from None
 
     async def _stored(self, work: Awaitable[T], within: float | None = None) -> T:
         """As `_redis` for the store, with StoreError."""

@@ -13,6 +13,7 @@ key                       type    holds                                         
 `hf:{SLOT}:ledger`        stream  every transition, ids `EPOCH-SEQUENCE`                trimmed below cursor
 `hf:{SLOT}:lease:TICKET`  string  empty; PEXPIREAT is the ticket's `expires_at`         to the deadline
 `hf:deployment`           string  id of the store whose sales these are                 for good
+`hf:deployment:N`         string  the same on a node of a cluster, N of its own slots   for good
 ========================  ======  ====================================================  =====================
 """
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 
 _LEASE = re.compile(r"^hf:\{([^}]+)\}:lease:(.+)$")
 
-#: Which store this Redis belongs to. Asked once per start; of all keys the only one that is no slot's.
+#: Which store this Redis belongs to. Asked at the start and by whoever asks whether all is ready; no slot's.
 DEPLOYMENT = "hf:deployment"
 
 #: The pub/sub pattern of Redis' own announcements that a key's TTL has run out, on every database.
@@ -34,6 +35,7 @@ EXPIRED_EVENTS = "__keyevent@*__:expired"
 class SlotKeys:
     """The keys of one slot."""
 
+    slot: str
     sale: str
     tickets: str
     buyers: str
@@ -46,6 +48,7 @@ def slot_keys(slot: str) -> SlotKeys:
     """The keys of the slot of this name."""
     prefix = f"hf:{{{slot}}}:"
     return SlotKeys(
+        slot=slot,
         sale=prefix + "sale",
         tickets=prefix + "tickets",
         buyers=prefix + "buyers",
@@ -53,6 +56,11 @@ def slot_keys(slot: str) -> SlotKeys:
         ledger=prefix + "ledger",
         lease_prefix=prefix + "lease:",
     )
+
+
+def deployment(number: int) -> str:
+    """The deployment's key by this number: some of them lie on each node of a cluster."""
+    return f"{DEPLOYMENT}:{number}"
 
 
 def lease_ticket(key: str) -> str | None:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.keys import SlotKeys
+from holdfast.engine.servers import Servers
 from holdfast.engine.wire import pack
 
 log = logging.getLogger("holdfast.leases")
@@ -30,30 +32,37 @@ BYTES_MAX = 16 * 1024 * 1024
 class Leases:
     """Sets and deletes leases in the background."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        #: By server, who sees off what waits there.
+        self._tasks: dict[Server, asyncio.Task[None]] = {}
 
-    def set(self, prefix: str, tickets: Sequence[str], deadline: int) -> None:
+    def set(self, keys: SlotKeys, tickets: Sequence[str], deadline: int) -> None:
         """Gives the lease keys of these tickets a TTL that ends at `deadline`, Unix milliseconds.
 
         Parameters
         ----------
-        prefix: of the keys, up to the ticket's id. tickets: ids, all of one length.
+        tickets: ids, all of one length.
         """
-        self._add(_packed(prefix, tickets, deadline), len(tickets), len(tickets))
+        self._add(keys, _packed(_prefix(keys), tickets, deadline), len(tickets), len(tickets))
 
-    def delete(self, prefix: str, tickets: Sequence[str]) -> None:
+    def delete(self, keys: SlotKeys, tickets: Sequence[str]) -> None:
         """Removes the lease keys of these tickets before their time: they were paid or cancelled."""
-        self._add(pack("UNLINK", *[prefix + ticket for ticket in tickets]), 1, len(tickets))
+        prefix = _prefix(keys)
+        self._add(keys, pack("UNLINK", *[prefix + ticket for ticket in tickets]), 1, len(tickets))
 
-    def _add(self, packed: bytes, replies: int, tickets: int) -> None:
-        if self._server.riding > BYTES_MAX:
+    def _add(self, keys: SlotKeys, packed: bytes, replies: int, tickets: int) -> None:
+        try:
+            server = self._servers.of(keys.slot)
+        except NotSent as error:
+            self._heard([error])
+            return
+        if server.riding > BYTES_MAX:
             log.warning("too many leases are waiting; those of %d tickets are given up", tickets)
             return
-        self._server.ride(packed, replies, self._heard)
-        if self._task is None:
-            self._task = asyncio.create_task(self._see_off())
+        server.ride(packed, replies, self._heard)
+        if server not in self._tasks:
+            self._tasks[server] = asyncio.create_task(self._see_off(server))
 
     @staticmethod
     def _heard(replies: Sequence[object]) -> None:
@@ -62,21 +71,26 @@ class Leases:
                 log.warning("leases were not written: %s", reply)
                 return
 
-    async def _see_off(self) -> None:
+    async def _see_off(self, server: Server) -> None:
         """Sends what has found nothing to ride along with."""
         try:
-            while self._server.riding:
+            while server.riding:
                 await asyncio.sleep(WAIT_S)
-                if self._server.riding:
+                if server.riding:
                     with contextlib.suppress(NotSent, NoReply):  # heard
-                        await self._server.exchange(b"", 0)
+                        await server.exchange(b"", 0)
         finally:
-            self._task = None
+            del self._tasks[server]
 
     async def drained(self) -> None:
         """Returns once nothing waits or is under way."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+
+def _prefix(keys: SlotKeys) -> str:
+    """Of the lease keys of a slot, up to the ticket's id: they name the ticket as callers know it."""
+    return f"{keys.lease_prefix}{keys.slot}."
 
 
 def _packed(prefix: str, tickets: Sequence[str], deadline: int) -> bytes:

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.keys import EXPIRED_EVENTS, lease_ticket
+from holdfast.engine.servers import Servers
 from holdfast.engine.wire import Wire, pack
 
 log = logging.getLogger("holdfast.listener")
@@ -20,17 +21,55 @@ log = logging.getLogger("holdfast.listener")
 #: Seconds before the subscription is tried again after it was lost.
 RETRY_S = 1.0
 
+#: Seconds between two looks for servers that have come or gone.
+FOLLOW_S = 1.0
+
 #: What the parser answers when a message is not complete yet.
 _NOTHING = object()
 
 
-class Listener:
-    """Subscribes to expired leases.
+class Listeners:
+    """A listener at every server: each announces the leases of its own slots only.
 
     Parameters
     ----------
     heard: called with the ticket id of a lease that ran out; of several that are announced together, one.
     """
+
+    def __init__(self, servers: Servers, heard: Callable[[str], None]) -> None:
+        self._servers = servers
+        self._heard = heard
+        self._at: dict[Server, tuple[Listener, asyncio.Task[None]]] = {}
+        self._begun = asyncio.Event()
+
+    async def run(self) -> None:
+        """Listens until cancelled, wherever slots are."""
+        try:
+            while True:
+                there = self._servers.all()
+                for server in there:
+                    if server not in self._at:
+                        listener = Listener(server, self._heard)
+                        self._at[server] = listener, asyncio.create_task(listener.run())
+                for server in [server for server in self._at if server not in there]:
+                    self._at.pop(server)[1].cancel()
+                self._begun.set()
+                await asyncio.sleep(FOLLOW_S)
+        finally:
+            tasks = [task for _, task in self._at.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def subscribed(self) -> None:
+        """Returns once every server that is known has been subscribed to."""
+        await self._begun.wait()
+        for listener, _ in list(self._at.values()):
+            await listener.subscribed.wait()
+
+
+class Listener:
+    """Subscribes to the expired leases of one server; parameters as of `Listeners`."""
 
     def __init__(self, server: Server, heard: Callable[[str], None]) -> None:
         self._server = server

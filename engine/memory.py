@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from holdfast.engine.connection import Server
 from holdfast.engine.errors import NotReady
+from holdfast.engine.servers import Servers, each
 from holdfast.engine.slots import Slots
 
 log = logging.getLogger("holdfast.memory")
@@ -30,41 +31,61 @@ RETRY_AFTER_MS = 5_000
 
 
 class Memory:
-    """Watches the memory of a server.
+    """Watches the memory of each server.
 
     Attributes
     ----------
-    full: why nothing is reserved now; None when it is.
+    full: by server, why nothing is reserved there now.
     """
 
-    def __init__(self, server: Server, slots: Slots) -> None:
-        self._server = server
+    def __init__(self, servers: Servers, slots: Slots) -> None:
+        self._servers = servers
         self._slots = slots
-        self.full: str | None = None
+        self.full: dict[Server, str] = {}
 
     async def run(self) -> None:
         """Looks, and lets the slots reserve or not.
 
         Raises
         ------
-        NotSent, NoReply: Redis does not answer.
+        NotSent, NoReply: a server does not answer; the others were looked at.
         """
+        told = await each(self._servers.all(), self._ask)
+        self.full = {server: why for server, why in self.full.items() if server in told}
+        for server, info in told.items():
+            if isinstance(info, dict):
+                self._judge(server, info)
+        self._slots.refuse_reserving({server: NotReady(why, RETRY_AFTER_MS) for server, why in self.full.items()})
+        for info in told.values():
+            if isinstance(info, Exception):
+                raise info
+
+    @staticmethod
+    async def _ask(server: Server) -> dict[str, str]:
         try:
-            info = await self._server.info("memory")
+            return await server.info("memory")
         except RedisError:
-            return  # not allowed to be asked, which the start has warned of
+            return {}  # not allowed to be asked, which the start has warned of
+
+    def _judge(self, server: Server, info: Mapping[str, str]) -> None:
         used, limit = self.told(info)
-        if limit and used > MARGIN * limit and self.full is None:
-            self.full = (
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            # The start refuses it; a node that came later was not there to be asked.
+            why = f"Redis at {server.place} evicts keys when memory is full ({policy}): set maxmemory-policy noeviction"
+        elif limit and used > (MARGIN_AGAIN if server in self.full else MARGIN) * limit:
+            why = (
                 f"Redis uses {used:,} of {limit:,} bytes; reserving goes on below {MARGIN_AGAIN:.0%} (raise maxmemory, "
                 "and see that the store answers: the ledger is trimmed behind it)"
             )
-            log.critical("ALARM %s", self.full)
-            self._slots.refuse_reserving(NotReady(self.full, RETRY_AFTER_MS))
-        elif self.full is not None and used <= MARGIN_AGAIN * limit:
-            self.full = None
-            log.warning("Redis has memory again: reserving goes on")
-            self._slots.refuse_reserving(None)
+        elif self.full.pop(server, None):
+            log.warning("Redis at %s has memory again: reserving goes on", server.place)
+            return
+        else:
+            return
+        if server not in self.full:
+            self.full[server] = why
+            log.critical("ALARM %s", why)
 
     @staticmethod
     def told(info: Mapping[str, str]) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 
 from redis.exceptions import RedisError, ResponseError
 
-from holdfast.engine.connection import Server
 from holdfast.engine.feed import Gap, read_redis
 from holdfast.engine.identity import random_id
 from holdfast.engine.keys import SlotKeys, slot_keys
@@ -28,6 +27,7 @@ from holdfast.engine.limits import BATCH_MAX
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import ID_CHARS, LETTER_OF, SALE_LINE, Definition, Entry, Record
 from holdfast.engine.scripts import Fenced, Refused, Restored, Scripts
+from holdfast.engine.servers import Servers, milliseconds
 from holdfast.engine.slots import Slots
 from holdfast.engine.store import Copied, Cursor, CursorMoved, Store, StoredSale, TicketQuery
 from holdfast.engine.values import Status
@@ -202,9 +202,9 @@ class Recovery:
     """
 
     def __init__(
-        self, server: Server, scripts: Scripts, store: Store, slots: Slots, leases: Leases, retention_ms: int
+        self, servers: Servers, scripts: Scripts, store: Store, slots: Slots, leases: Leases, retention_ms: int
     ) -> None:
-        self._server = server
+        self._servers = servers
         self._scripts = scripts
         self._store = store
         self._slots = slots
@@ -288,7 +288,7 @@ class Recovery:
             last_known_at=found.last_known_at or None,
             fenced_at=fenced.now,
             missing=found.missing,
-            started_at=await self._started_since(found.last_known_at),
+            started_at=await self._started_since(slot, found.last_known_at),
             resumed=fenced.resumed,
         )
         if oversold:
@@ -329,7 +329,7 @@ class Recovery:
 
     async def _newest(self, sale: StoredSale, keys: SlotKeys, found: _Found) -> Definition:
         """The newest definition that either side has: tickets may name items of an amendment that was not copied."""
-        text = await self._server.call("HGET", keys.sale, "definition")
+        text = await self._servers.call(keys.slot, "HGET", keys.sale, "definition")
         known = sale.known
         if not text:
             return known
@@ -342,7 +342,7 @@ class Recovery:
         return there if there.origin == known.origin and there.version > known.version else known
 
     async def _still_ours(self, keys: SlotKeys, token: str) -> None:
-        fence = await self._server.call("HGET", keys.sale, "fence")
+        fence = await self._servers.call(keys.slot, "HGET", keys.sale, "fence")
         if fence != token.encode():
             raise Refused(Outcome.FENCED)
 
@@ -357,7 +357,7 @@ class Recovery:
         while True:
             sale = await self._again(slot)
             try:
-                raw = await read_redis(self._server, keys, sale.cursor)
+                raw = await read_redis(self._servers, keys, sale.cursor, copied=True)
             except Gap:
                 return appended  # what lies beyond is read from the tickets themselves
             except ResponseError:
@@ -433,9 +433,12 @@ class Recovery:
 
     async def _scan(self, keys: SlotKeys, slot: str, found: _Found) -> AsyncIterator[dict[bytes, bytes]]:
         at = b"0"
+        # Another server's cursors would lead elsewhere: when the slot has moved, this recovery is run again.
+        generation = self._servers.generation(slot)
         while True:
             try:
-                at, fields = await self._server.call("HSCAN", keys.tickets, at, "COUNT", SCAN_STEP)
+                scan = ("HSCAN", keys.tickets, at, "COUNT", SCAN_STEP)
+                at, fields = await self._servers.call(slot, *scan, generation=generation)
             except ResponseError:
                 _note(found.damaged, f"{slot}: its tickets in Redis are none")
                 return
@@ -465,10 +468,10 @@ class Recovery:
         )
         return entries[0].at if entries else 0
 
-    async def _started_since(self, last_known_at: int) -> int | None:
+    async def _started_since(self, slot: str, last_known_at: int) -> int | None:
         """When Redis was started, or last became a primary, if that may be after the last known transition."""
         try:
-            info, (seconds, _) = await self._server.pipeline([("INFO",), ("TIME",)])
+            info, (seconds, _) = await self._servers.of(slot).pipeline([("INFO",), ("TIME",)])
             fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
             # Whole seconds, rounded down: it was started by then.
             started_at = (int(seconds) + 1 - int(fields["uptime_in_seconds"])) * 1000
@@ -484,8 +487,7 @@ class Recovery:
 
         Otherwise whoever opens the slot sweeps them. Done here only when their units are what is missing.
         """
-        (seconds, _) = await self._server.call("TIME")
-        now, any_due = int(seconds) * 1000, False
+        now, any_due = milliseconds(await self._servers.of(slot).call("TIME")), False
         async for records in self._stored_tickets(slot, Status.RESERVED):
             lines = [
                 (now, f"x {record.id} {record.lines} - {record.expires_at}")
@@ -515,8 +517,7 @@ class Recovery:
     async def _filled(self, slot: str, keys: SlotKeys, token: str, definition: Definition) -> _Tally:
         """Empties Redis, puts tickets, buyers and deadlines of the store into it, and adds up the counters."""
         await self._scripts.clear(keys, token)
-        (seconds, _) = await self._server.call("TIME")
-        horizon = int(seconds) * 1000 - self._retention_ms
+        horizon = milliseconds(await self._servers.of(slot).call("TIME")) - self._retention_ms
         tally = _Tally([[item.capacity, 0, 0] for item in definition.items])
         # One step is under way while the next is put together: Redis works on it for as long as this process does.
         under_way: asyncio.Task[None] | None = None
@@ -527,7 +528,7 @@ class Recovery:
                     if under_way is not None:
                         await under_way
                     if tickets:
-                        self._lease(keys, slot, tickets)
+                        self._lease(keys, tickets)
                         restoring = self._scripts.restore(keys, token, len(definition.items), tickets)
                         under_way = asyncio.create_task(restoring)
                         await asyncio.sleep(0)  # now it is sent
@@ -553,14 +554,14 @@ class Recovery:
         finally:
             task.cancel()
 
-    def _lease(self, keys: SlotKeys, slot: str, tickets: Iterable[Restored]) -> None:
+    def _lease(self, keys: SlotKeys, tickets: Iterable[Restored]) -> None:
         """Gives the held ones of these their leases, which ride along with the call that restores them."""
         held: dict[int, list[str]] = {}
         for ticket in tickets:
             if ticket.deadline:
                 held.setdefault(ticket.deadline, []).append(ticket.id)
         for deadline, ids in held.items():
-            self._leases.set(f"{keys.lease_prefix}{slot}.", ids, deadline)
+            self._leases.set(keys, ids, deadline)
 
 
 class _Appending:

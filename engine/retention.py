@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from itertools import takewhile
 
-from holdfast.engine.connection import Server
+from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.limits import BATCH_MAX
 from holdfast.engine.records import Entry
 from holdfast.engine.scripts import Refused, Scripts
+from holdfast.engine.servers import Servers, each, milliseconds
 from holdfast.engine.store import Cursor, Progress, Store
 from holdfast.engine.store.projection import read
 
@@ -27,8 +28,8 @@ class Retention:
     retention_ms: also the time for which a call may be repeated with its key without asking the store.
     """
 
-    def __init__(self, server: Server, scripts: Scripts, store: Store, retention_ms: int) -> None:
-        self._server = server
+    def __init__(self, servers: Servers, scripts: Scripts, store: Store, retention_ms: int) -> None:
+        self._servers = servers
         self._scripts = scripts
         self._store = store
         self._retention_ms = retention_ms
@@ -42,15 +43,24 @@ class Retention:
         ------
         StoreError, NotSent, NoReply: a side does not answer; the rest goes next time.
         """
-        seconds, _ = await self._server.call("TIME")
-        horizon = int(seconds) * 1000 - self._retention_ms
+        clocks: dict[Server, int] = {
+            server: milliseconds(clock)
+            for server, clock in (await each(self._servers.all(), lambda server: server.call("TIME"))).items()
+            if not isinstance(clock, Exception)
+        }
         dropped = 0
+        failure: NotSent | NoReply | None = None
         for name, progress in (await self._store.cursors()).items():
-            if progress.dropped < progress.folded and horizon >= self._not_before.get(name, 0):
-                try:
+            try:
+                horizon = clocks.get(self._servers.of(name), 0) - self._retention_ms
+                if progress.dropped < progress.folded and horizon >= self._not_before.get(name, 0):
                     dropped += await self._drop(name, progress, horizon)
-                except Refused:
-                    continue  # being rebuilt, or behind: nothing may leave
+            except Refused:
+                continue  # being rebuilt, or behind: nothing may leave
+            except (NotSent, NoReply) as error:
+                failure = error  # the others' nodes may answer
+        if failure is not None:
+            raise failure
         return dropped
 
     async def _drop(self, name: str, progress: Progress, horizon: int) -> int:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from redis.exceptions import NoScriptError, ResponseError
 
 from holdfast import lua
-from holdfast.engine.connection import Server
+from holdfast.engine.connection import refusal
 from holdfast.engine.keys import SlotKeys
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Record
+from holdfast.engine.servers import Servers
 
 
 class Refused(Exception):
@@ -126,7 +127,7 @@ class Audited(NamedTuple):
 
 
 class Scripts:
-    """The scripts on one server.
+    """The scripts, each run where its slot is.
 
     Parameters
     ----------
@@ -138,13 +139,13 @@ class Scripts:
         by it.
     """
 
-    def __init__(self, server: Server, replaced: Mapping[str, str] | None = None) -> None:
-        self._server = server
+    def __init__(self, servers: Servers, replaced: Mapping[str, str] | None = None) -> None:
+        self._servers = servers
         self.seen: dict[str, tuple[int, int]] = {}
         self._texts = {name: lua.load(name, replaced) for name in lua.SCRIPTS}
         self._shas = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._texts.items()}
 
-    async def _run(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:
+    async def _run(self, slot: str, name: str, keys: Sequence[str], *args: str) -> list[Any]:
         """Runs a script; a server that does not know it gets its text (and every script checks the slot's floor).
 
         Raises
@@ -152,17 +153,17 @@ class Scripts:
         NotSent, NoReply: as `Server.call`.
         """
         # The floor among the arguments was learnt of this server.
-        generation = self._server.generation
+        generation = self._servers.generation(slot)
         form = len(keys), *keys, *args
         try:
-            reply = await self._server.call("EVALSHA", self._shas[name], *form, generation=generation)
+            reply = await self._servers.call(slot, "EVALSHA", self._shas[name], *form, generation=generation)
         except NoScriptError:
             # Loaded and run in one step: between two of them the server may forget it once more.
-            reply = await self._server.call("EVAL", self._texts[name], *form, generation=generation)
+            reply = await self._servers.call(slot, "EVAL", self._texts[name], *form, generation=generation)
         return reply if isinstance(reply, list) else [reply]
 
-    async def _run_slot(self, name: str, keys: Sequence[str], *args: str) -> list[Any]:
-        reply = await self._run(name, keys, *args)
+    async def _run_slot(self, slot: str, name: str, keys: Sequence[str], *args: str) -> list[Any]:
+        reply = await self._run(slot, name, keys, *args)
         if reply[0] != b"ok":
             outcome = Outcome(reply[0].decode())
             if outcome in (Outcome.MISSING, Outcome.FENCED, Outcome.BEHIND):
@@ -175,21 +176,21 @@ class Scripts:
             self.seen[keys.sale] = epoch, sequence
 
     async def create(self, keys: SlotKeys, definition: str, origin: str, rules: str, counts: str) -> Outcome:
-        reply = await self._run_slot("create", (keys.sale, keys.ledger), definition, origin, rules, counts)
+        reply = await self._run_slot(keys.slot, "create", (keys.sale, keys.ledger), definition, origin, rules, counts)
         return Outcome(reply[0].decode())
 
     async def amend(
         self, keys: SlotKeys, floor: str, version: int, definition: str, rules: str, capacities: str
     ) -> tuple[Outcome, int, int]:
         """The outcome, and for `capacity_in_use` the item's number and its units in use."""
-        reply = await self._run_slot("amend", _all(keys), floor, str(version), definition, rules, capacities)
+        reply = await self._run_slot(keys.slot, "amend", _all(keys), floor, str(version), definition, rules, capacities)
         item, in_use = reply[1:3] if len(reply) > 1 else (0, 0)
         return Outcome(reply[0].decode()), item, in_use
 
     async def reserve(
         self, keys: SlotKeys, floor: str, ids: Sequence[str], buyers: Sequence[str], orders: Sequence[str]
     ) -> Batch:
-        reply = await self._run_slot("reserve", _all(keys), floor, *ids, *buyers, *orders)
+        reply = await self._run_slot(keys.slot, "reserve", _all(keys), floor, *ids, *buyers, *orders)
         self._heard(keys, reply[3], reply[4])
         return Batch(reply[1], reply[2], reply[3], reply[4], reply[5:])
 
@@ -202,36 +203,36 @@ class Scripts:
         operations: Sequence[str],
         payments: Sequence[str],
     ) -> Batch:
-        reply = await self._run_slot("confirm", _all(keys), floor, *ids, *buyers, *operations, *payments)
+        reply = await self._run_slot(keys.slot, "confirm", _all(keys), floor, *ids, *buyers, *operations, *payments)
         self._heard(keys, reply[2], reply[3])
         return Batch(reply[1], 0, reply[2], reply[3], reply[4:])
 
     async def cancel(
         self, keys: SlotKeys, floor: str, ids: Sequence[str], buyers: Sequence[str], operations: Sequence[str]
     ) -> Batch:
-        reply = await self._run_slot("cancel", _all(keys), floor, *ids, *buyers, *operations)
+        reply = await self._run_slot(keys.slot, "cancel", _all(keys), floor, *ids, *buyers, *operations)
         self._heard(keys, reply[2], reply[3])
         return Batch(reply[1], 0, reply[2], reply[3], reply[4:])
 
     async def expire(self, keys: SlotKeys, floor: str) -> Swept:
-        _, now, _, sequence, expired, more_due, deadline = await self._run_slot("expire", _all(keys), floor)
+        _, now, _, sequence, expired, more_due, deadline = await self._run_slot(keys.slot, "expire", _all(keys), floor)
         return Swept(now, sequence, expired, bool(more_due), None if deadline < 0 else deadline)
 
     async def read(self, keys: SlotKeys, floor: str, ids: Sequence[str]) -> tuple[int, list[Record | None]]:
         """The server's clock, and the records in the order asked for."""
-        reply = await self._run_slot("read", (keys.sale, keys.tickets), floor, *ids)
+        reply = await self._run_slot(keys.slot, "read", (keys.sale, keys.tickets), floor, *ids)
         records = [raw and Record.parse(id, raw.decode()) for id, raw in zip(ids, reply[2:], strict=True)]
         return reply[1], records
 
     async def mine(self, keys: SlotKeys, floor: str, buyer: str) -> tuple[int, list[Record]]:
         """The server's clock, and the buyer's newest tickets, oldest first."""
-        reply = await self._run_slot("mine", (keys.sale, keys.tickets, keys.buyers), floor, buyer)
+        reply = await self._run_slot(keys.slot, "mine", (keys.sale, keys.tickets, keys.buyers), floor, buyer)
         pairs = zip(reply[2::2], reply[3::2], strict=True)
         return reply[1], [Record.parse(id.decode(), raw.decode()) for id, raw in pairs]
 
     async def audit(self, keys: SlotKeys, what: str, *args: str) -> Audited:
         """Part of a slot: `scan` of its buyers, with what HSCAN takes after the key; `buyers` or `tickets` by name."""
-        reply = await self._run_slot("audit", (keys.sale, keys.tickets, keys.buyers), what, *args)
+        reply = await self._run_slot(keys.slot, "audit", (keys.sale, keys.tickets, keys.buyers), what, *args)
         counts, version, rules, cursor, *found = (raw.decode(errors="backslashreplace") for raw in reply[3:])
         pairs = dict(zip(found[::2], found[1::2], strict=True))
         return Audited(_number(reply[1]), _number(reply[2]), counts, version, rules, cursor, pairs)
@@ -239,25 +240,30 @@ class Scripts:
     async def drop(self, keys: SlotKeys, floor: str, cursor: int, before: int, ids: Sequence[str]) -> int:
         """How many of the tickets left."""
         names = (keys.sale, keys.tickets, keys.buyers)
-        reply = await self._run_slot("drop", names, floor, str(cursor), str(before), *ids)
+        reply = await self._run_slot(keys.slot, "drop", names, floor, str(cursor), str(before), *ids)
         return int(reply[1])
 
     async def fence(self, keys: SlotKeys, token: str) -> Fenced:
-        _, now, epoch, sequence, resumed = await self._run("fence", (keys.sale,), token)
+        _, now, epoch, sequence, resumed = await self._run(keys.slot, "fence", (keys.sale,), token)
         return Fenced(now, _number(epoch), _number(sequence), bool(resumed))
 
     async def clear(self, keys: SlotKeys, token: str) -> None:
-        await self._run_slot("clear", _all(keys), token)
+        await self._run_slot(keys.slot, "clear", _all(keys), token)
 
     async def restore(self, keys: SlotKeys, token: str, items: int, tickets: Sequence[Restored]) -> None:
         """Puts tickets into a fenced slot; `items` is how many the sale has."""
         names = (keys.sale, keys.tickets, keys.buyers, keys.deadlines)
         ids, buyers, lines, records, _ = zip(*tickets, strict=True)
-        await self._run_slot("restore", names, token, str(items), *ids, *buyers, *lines, *records)
+        await self._run_slot(keys.slot, "restore", names, token, str(items), *ids, *buyers, *lines, *records)
 
     async def unfence(self, keys: SlotKeys, token: str, *fields: str) -> None:
         """`fields`: epoch, sequence, definition, origin, version, rules, counts, dropped."""
-        await self._run_slot("unfence", (keys.sale, keys.ledger), token, *fields)
+        await self._run_slot(keys.slot, "unfence", (keys.sale, keys.ledger), token, *fields)
+
+    async def renew(self, keys: SlotKeys, floor: str, reign: str) -> None:
+        """Marks the slot with the history of the server that has it."""
+        reply = await self._run_slot(keys.slot, "renew", (keys.sale, keys.ledger), floor, reign)
+        self._heard(keys, reply[1], reply[2])
 
     async def wait(self, keys: SlotKeys, command: Sequence[Any]) -> Any:
         """What WAIT or WAITAOF answers, on a connection that has written something just before.
@@ -267,14 +273,15 @@ class Scripts:
         NotSent, NoReply: as `Server.call`.
         """
         touch = ("EVALSHA", self._shas["touch"], 1, keys.sale, "-")
-        touched, waited = await self._server.pipeline([touch, command])
+        server = self._servers.of(keys.slot)
+        touched, waited = await server.pipeline([touch, command])
         if isinstance(touched, NoScriptError):
             # As in `_run`.
             touch = ("EVAL", self._texts["touch"], 1, keys.sale, "-")
-            touched, waited = await self._server.pipeline([touch, command])
+            touched, waited = await server.pipeline([touch, command])
         for reply in (touched, waited):
             if isinstance(reply, ResponseError):
-                raise reply
+                raise refusal(reply) or reply
         return waited
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from holdfast.engine.batcher import Batcher
@@ -15,6 +16,7 @@ from holdfast.engine.meters import Meters
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition
 from holdfast.engine.scripts import Refused, Scripts
+from holdfast.engine.servers import Servers
 from holdfast.engine.store import Cursor, Store, StoredSale, StoreError
 from holdfast.engine.transitions import Transitions
 from holdfast.engine.values import Line, Sale
@@ -25,10 +27,6 @@ T = TypeVar("T")
 
 #: Kinds of lines kept in the form in which callers see them: what people really order of one sale, in a few MB.
 LINES_KNOWN_MAX = 1_000
-
-#: Seconds for which a call is sent again after a lost connection before its caller hears `outcome_unknown`: long enough
-#: for a restart or a failover that goes well, short enough for a person who waits.
-RESEND_S = 3.0
 
 #: Seconds for which a sale that is sold out for good is believed to be so without asking Redis again. Who restocks it
 #: in another process is promised that it sells after 100 ms.
@@ -83,7 +81,7 @@ class Slot:
         self.time = asyncio.get_running_loop().time
         transitions, meters = slots.transitions, slots.meters.batches
         self.reserves = Batcher(lambda batch: transitions.reserve(self, batch), meter=meters["reserve"])
-        self.reserves.refusal = slots.no_reserving
+        self.reserves.refusal = slots.no_reserving(name)
         self.confirms = Batcher(lambda batch: transitions.confirm(self, batch), meter=meters["confirm"])
         self.cancels = Batcher(lambda batch: transitions.cancel(self, batch), meter=meters["cancel"])
         self.reads = Batcher(lambda batch: transitions.read(self, batch), meter=meters["read"])
@@ -171,16 +169,16 @@ class Slots:
     """The slots that this process has met."""
 
     def __init__(
-        self, server: Server, scripts: Scripts, store: Store, transitions: Transitions, meters: Meters
+        self, servers: Servers, scripts: Scripts, store: Store, transitions: Transitions, meters: Meters
     ) -> None:
-        self._server = server
+        self._servers = servers
         self._scripts = scripts
         self._store = store
         self.transitions = transitions
         self.meters = meters
         self._known: dict[str, Slot] = {}
-        #: Why nothing is reserved now in any slot, if so.
-        self.no_reserving: NotReady | None = None
+        #: By server, why nothing is reserved now in its slots.
+        self._no_reserving: Mapping[Server, NotReady] = {}
         #: Sales that are being looked up: in a stampede everybody asks for the same one, and one look is enough.
         self._loading: dict[str, asyncio.Task[Slot]] = {}
 
@@ -201,11 +199,21 @@ class Slots:
         """The sales as the store had them when it was asked last: all that can be said while it does not answer."""
         return [StoredSale(slot.name, slot.definition, None, slot.floor, 0) for slot in self.all()]
 
-    def refuse_reserving(self, refusal: NotReady | None) -> None:
-        """Has every slot refuse to reserve, or reserve again when there is no refusal any more."""
-        self.no_reserving = refusal
-        for slot in self.all():
-            slot.reserves.refusal = refusal
+    def refuse_reserving(self, refusals: Mapping[Server, NotReady]) -> None:
+        """Has the slots of these servers refuse to reserve, and all others reserve again."""
+        if refusals or self._no_reserving:
+            self._no_reserving = refusals
+            for slot in self.all():
+                slot.reserves.refusal = self.no_reserving(slot.name)
+
+    def no_reserving(self, name: str) -> NotReady | None:
+        """Why nothing is reserved in this slot now, if so."""
+        if not self._no_reserving:
+            return None
+        try:
+            return self._no_reserving.get(self._servers.of(name))
+        except NotSent:
+            return None
 
     async def get(self, name: str) -> Slot:
         """The slot of this name.
@@ -239,20 +247,33 @@ class Slots:
             task.exception()
 
     async def _load(self, name: str) -> Slot:
-        generation = self._server.generation
+        generation = self._servers.generation(name)
         stored = await self.registered(name)
         if stored is None:
             raise UnknownSale(name)
         slot = Slot(name, stored.known, stored.cursor, generation, self)
         if stored.definition is None:
             await self.create(slot, stored.known)
-        try:
-            fresh = await self._server.call("HGET", slot.keys.sale, "definition")
-        except (NotSent, NoReply) as error:
-            raise NotReady(str(error)) from error
+
+        async def look(floor: str, again: bool) -> None:
+            with contextlib.suppress(Refused):  # whoever wants something of it hears why
+                await self._meet(slot)
+
+        await self.run(slot, look, reads=True)
+        return self._known.setdefault(name, slot)
+
+    async def _meet(self, slot: Slot) -> None:
+        """Learns the definition that Redis has, and marks the slot with the server that has it.
+
+        Raises
+        ------
+        NotSent, NoReply. Refused: the slot cannot be used.
+        """
+        fresh = await self._servers.call(slot.name, "HGET", slot.keys.sale, "definition")
         if fresh:
             slot.learn(fresh)
-        return self._known.setdefault(name, slot)
+        if self._servers.follows:
+            await self._scripts.renew(slot.keys, slot.floor.floor, self._servers.of(slot.name).reign)
 
     async def registered(self, name: str) -> StoredSale | None:
         """The sale in the store's registry.
@@ -288,18 +309,16 @@ class Slots:
         ------
         NotReady: the store does not answer, so that nothing can be said about what Redis has.
         """
-        generation = self._server.generation
+        generation = self._servers.generation(slot.name)
         stored = await self.registered(slot.name)
         if stored is None:
             self._known.pop(slot.name, None)
             raise UnknownSale(slot.name)
         slot.floor = stored.cursor
         try:
-            fresh = await self._server.call("HGET", slot.keys.sale, "definition")
+            await self._meet(slot)
         except NoReply as error:
             raise NotSent(str(error)) from error
-        if fresh:
-            slot.learn(fresh)
         slot.generation = generation
 
     async def run(self, slot: Slot, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False) -> T:
@@ -312,15 +331,15 @@ class Slots:
 
         Raises
         ------
-        OutcomeUnknown: the call was sent and no reply could be had in `RESEND_S`.
+        OutcomeUnknown: the call was sent and no reply could be had in time (`Servers.patience_s`).
         NotReady: nothing was done.
         """
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + RESEND_S
+        give_up = loop.time() + self._servers.patience_s
         sent = False
         while True:
             try:
-                if slot.generation != self._server.generation:
+                if slot.generation != self._servers.generation(slot.name):
                     await self._refresh(slot)
                 return await send(slot.floor.floor, sent)
             except Refused as refused:
@@ -367,8 +386,8 @@ class Slots:
         """
 
         async def look(floor: str, again: bool) -> Sale:
-            fence, epoch, sequence, definition, counts = await self._server.call(
-                "HMGET", slot.keys.sale, "fence", "epoch", "sequence", "definition", "counts"
+            fence, epoch, sequence, definition, counts = await self._servers.call(
+                slot.name, "HMGET", slot.keys.sale, "fence", "epoch", "sequence", "definition", "counts"
             )
             if fence:
                 raise Refused(Outcome.FENCED)

@@ -16,10 +16,11 @@ from contextlib import asynccontextmanager
 
 from redis.exceptions import RedisError, ResponseError
 
-from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.connection import NoReply, NotSent
 from holdfast.engine.feed import Gap, read_redis
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.meters import Meters
+from holdfast.engine.servers import Servers
 from holdfast.engine.slots import Slots
 from holdfast.engine.store import Copied, Cursor, CursorMoved, Progress, Store, StoreError
 
@@ -64,9 +65,9 @@ class Snapshot:
     away: why nothing could be copied the last time; None when it could.
     """
 
-    def __init__(self, server: Server, store: Store, slots: Slots, meters: Meters | None = None) -> None:
+    def __init__(self, servers: Servers, store: Store, slots: Slots, meters: Meters | None = None) -> None:
         self._meters = meters or Meters()
-        self._server = server
+        self._servers = servers
         self._store = store
         self._slots = slots
         self._one_at_a_time = asyncio.Lock()
@@ -89,15 +90,19 @@ class Snapshot:
         Raises
         ------
         StoreError, NotSent, NoReply: a side does not answer; what was not committed will be copied next time.
+            What the other nodes have was copied.
         """
         async with self._one_at_a_time, self._noticing():
             began = time.monotonic()
             cursors = await self._cursors()
             names = list(cursors)
-            copied = sum(
-                [await self._bring(names[at : at + SLOTS_STEP], cursors) for at in range(0, len(names), SLOTS_STEP)]
-            )
+            away: list[NotSent | NoReply] = []
+            copied = 0
+            for at in range(0, len(names), SLOTS_STEP):
+                copied += await self._bring(names[at : at + SLOTS_STEP], cursors, away)
             self._meters.snapshots.add(time.monotonic() - began)
+            if away:
+                raise away[0]
             return copied
 
     async def reach(self, names: Collection[str]) -> Mapping[str, Cursor]:
@@ -110,16 +115,24 @@ class Snapshot:
         async with self._one_at_a_time, self._noticing():
             # What the store had at least. When it has more by now, it says so before anything is written.
             cursors = {slot.name: slot.floor for slot in self._slots.all() if slot.name in names}
-            await self._bring(list(cursors), cursors)
+            away: list[NotSent | NoReply] = []
+            await self._bring(list(cursors), cursors, away)
+            if away:
+                raise away[0]
             return cursors
 
-    async def _bring(self, names: list[str], cursors: dict[str, Cursor]) -> int:
-        """Copies what is new in these slots, and moves their `cursors` along; how many transitions that were."""
+    async def _bring(self, names: list[str], cursors: dict[str, Cursor], away: list[NotSent | NoReply]) -> int:
+        """Copies what is new in these slots, and moves their `cursors` along; how many transitions that were.
+
+        Parameters
+        ----------
+        away: takes the failures of nodes that do not answer; the slots of the others are copied.
+        """
         total = 0
-        behind = await self._behind(names, cursors)
+        behind = await self._behind(names, cursors, away)
         while behind:
             try:
-                total += await self._copy(await self._stretches(behind, cursors))
+                total += await self._copy(await self._stretches(behind, cursors, away))
             except CursorMoved as moved:
                 log.info("another process copies the ledger of %s", moved)
                 cursors.update(await self._cursors())
@@ -202,13 +215,18 @@ class Snapshot:
             self._step = min(FOLD_STEP_MAX, self._step * 2)
         return folded.left
 
-    async def _behind(self, names: list[str], cursors: dict[str, Cursor]) -> dict[str, Cursor]:
+    async def _behind(
+        self, names: list[str], cursors: dict[str, Cursor], away: list[NotSent | NoReply]
+    ) -> dict[str, Cursor]:
         """Where the ledgers of those slots end that have something new."""
-        heads = await self._server.pipeline(
-            [("HMGET", slot_keys(name).sale, "fence", "epoch", "sequence") for name in names]
+        heads = await self._servers.scatter(
+            [(name, ("HMGET", slot_keys(name).sale, "fence", "epoch", "sequence")) for name in names]
         )
         behind = {}
         for name, head in zip(names, heads, strict=True):
+            if isinstance(head, (NotSent, NoReply)):
+                away.append(head)
+                continue
             # Absent or fenced: readiness says so, and recovery copies what there is.
             if not isinstance(head, Exception) and not head[0] and head[1]:
                 try:
@@ -220,11 +238,17 @@ class Snapshot:
                     behind[name] = end
         return behind
 
-    async def _stretches(self, behind: dict[str, Cursor], cursors: dict[str, Cursor]) -> list[Copied]:
+    async def _stretches(
+        self, behind: dict[str, Cursor], cursors: dict[str, Cursor], away: list[NotSent | NoReply]
+    ) -> list[Copied]:
         stretches = []
         for name in list(behind):
             try:
-                entries = await read_redis(self._server, slot_keys(name), cursors[name], ENTRIES_STEP)
+                entries = await read_redis(self._servers, slot_keys(name), cursors[name], ENTRIES_STEP, copied=True)
+            except (NotSent, NoReply) as error:
+                del behind[name]
+                away.append(error)
+                continue
             except Gap:
                 where = cursors[name].floor
                 there = (await self._cursors())[name]
@@ -270,7 +294,7 @@ class Snapshot:
             keep = max(keep, past.popleft()[1], key=lambda c: (c.epoch, c.sequence))
         if keep.sequence:
             try:
-                await self._server.call("XTRIM", slot_keys(name).ledger, "MINID", "~", keep.floor)
+                await self._servers.call(name, "XTRIM", slot_keys(name).ledger, "MINID", "~", keep.floor)
             except (NotSent, NoReply, RedisError):
                 log.info("the ledger of %s was not trimmed; the next snapshot will", name)
 

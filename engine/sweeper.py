@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-
-from redis.exceptions import RedisError
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from holdfast.engine.connection import NotSent, Server
 from holdfast.engine.errors import NotReady, OutcomeUnknown, UnknownSale
 from holdfast.engine.keys import slot_keys
+from holdfast.engine.servers import Servers
 from holdfast.engine.slots import Slots
 from holdfast.engine.store import Store, StoreError
 
@@ -22,6 +23,9 @@ TICK_S = 0.2
 #: Seconds between two looks for sales that other processes created.
 DISCOVER_S = 1.0
 
+#: Seconds for which the sweep of one server is waited for, where there are others: it may have died in between.
+OTHERS_WAIT_S = 0.5
+
 #: Slots asked about in one round trip.
 SLOTS_STEP = 500
 
@@ -29,14 +33,16 @@ SLOTS_STEP = 500
 class Sweeper:
     """Expires holds on time, with nothing but the clock and the deadline index."""
 
-    def __init__(self, server: Server, store: Store, slots: Slots) -> None:
-        self._server = server
+    def __init__(self, servers: Servers, store: Store, slots: Slots) -> None:
+        self._servers = servers
         self._store = store
         self._slots = slots
         self._names: set[str] = set()
         self._discovered = -DISCOVER_S
         self._blind = False
         self._wake = asyncio.Event()
+        #: By server, the sweep that is under way there.
+        self._under_way: dict[Server, asyncio.Task[int]] = {}
 
     def wake(self) -> None:
         """Looks now: a notification said that a hold ran out, or a sale was created."""
@@ -54,15 +60,43 @@ class Sweeper:
         expired = 0
         for at in range(0, len(names), SLOTS_STEP):
             step = names[at : at + SLOTS_STEP]
-            commands = [("ZRANGE", slot_keys(name).deadlines, "0", "0", "WITHSCORES") for name in step]
-            clock, *heads = await self._server.pipeline([("TIME",), *commands])
-            if isinstance(clock, RedisError):
-                raise NotSent(f"Redis answers {clock}")
-            now = int(clock[0]) * 1000 + int(clock[1]) // 1000
-            for name, head in zip(step, heads, strict=True):
-                if not isinstance(head, RedisError) and head and _score(head) <= now:
-                    expired += await self.sweep(name)
+            heads = await self._servers.clocked(
+                [(name, ("ZRANGE", slot_keys(name).deadlines, "0", "0", "WITHSCORES")) for name in step]
+            )
+            due: dict[Server, list[str]] = {}
+            for name, (now, head) in zip(step, heads, strict=True):
+                if not isinstance(head, Exception) and head and _score(head) <= now:
+                    with contextlib.suppress(NotSent):
+                        due.setdefault(self._servers.of(name), []).append(name)
+            expired += await self._sweep_all(due)
         return expired
+
+    async def _sweep_all(self, due: Mapping[Server, Sequence[str]]) -> int:
+        """Sweeps these slots: those of one server one after the other, and no server waits for another for long."""
+        tasks = []
+        for server, names in due.items():
+            if server not in self._under_way:
+                task = self._under_way[server] = asyncio.create_task(self._sweep_each(names))
+                task.add_done_callback(partial(self._swept, server))
+                tasks.append(task)
+        if not tasks:
+            return 0
+        try:
+            # One server is waited for: there is nobody else to see to.
+            done, _ = await asyncio.wait(tasks, timeout=None if len(self._servers.all()) == 1 else OTHERS_WAIT_S)
+        except asyncio.CancelledError:
+            for task in self._under_way.values():
+                task.cancel()
+            raise
+        return sum(task.result() for task in done if task.exception() is None)
+
+    def _swept(self, server: Server, task: asyncio.Task[int]) -> None:
+        del self._under_way[server]
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a sweep failed", exc_info=error)
+
+    async def _sweep_each(self, names: Sequence[str]) -> int:
+        return sum([await self.sweep(name) for name in names])
 
     async def sweep(self, name: str) -> int:
         """Expires everything that is due in one slot, a bounded call at a time; nothing in a slot that is not ready."""

@@ -7,10 +7,11 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
-from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.connection import NoReply, NotSent
 from holdfast.engine.errors import NotReady
 from holdfast.engine.feed import beyond, read
 from holdfast.engine.records import SALE_LINE, Definition, Entry
+from holdfast.engine.servers import Servers
 from holdfast.engine.slots import KnownLines, Slot
 from holdfast.engine.store import Cursor, Store, StoreError
 from holdfast.engine.values import Kind, Position, SaleTransition
@@ -36,10 +37,10 @@ class Tail:
     position: right behind what was read last.
     """
 
-    def __init__(self, server: Server, store: Store, slot: Slot, after: Position) -> None:
+    def __init__(self, servers: Servers, store: Store, slot: Slot, after: Position) -> None:
         self.sale = slot.name
         self.position = after
-        self._server = server
+        self._servers = servers
         self._store = store
         self._slot = slot
         # Items are only ever added, so that the newest definition names those of every line before it, too.
@@ -54,7 +55,7 @@ class Tail:
         """
         after = Cursor(*self.position)
         try:
-            entries = await read(self._server, self._store, self._slot.name, self._slot.keys, after)
+            entries = await read(self._servers, self._store, self._slot.keys, after)
         except (NotSent, NoReply, StoreError) as error:
             raise NotReady(str(error)) from error
         told: list[SaleTransition] = []

@@ -161,7 +161,7 @@ class Transitions:
             else:
                 others.append((id, buyer, order, waiter, answer))
         if made:
-            self._leases.set(slot.keys.lease_prefix + prefix, made, expires_at)
+            self._leases.set(slot.keys, made, expires_at)
         if others:
             self._not_reserved(slot, now, asked_at, others)
 
@@ -180,7 +180,7 @@ class Transitions:
                 record = Record.parse(id, answer.text)
                 if record.status is Status.RESERVED:
                     # One that was sent again may have made its ticket the first time, and then it has no lease yet.
-                    self._leases.set(slot.keys.lease_prefix + slot.ticket_prefix, [id], record.expires_at)
+                    self._leases.set(slot.keys, [id], record.expires_at)
                 self._show(slot, waiter, record, now, replayed=True)
             else:
                 # One for all who are refused alike: when everything is gone that is the whole batch.
@@ -255,7 +255,7 @@ class Transitions:
             elif self._not_ended(slot, now, batch[at], raw):
                 paid.append(ids[at])
         if paid:
-            self._leases.delete(slot.keys.lease_prefix + prefix, paid)
+            self._leases.delete(slot.keys, paid)
 
     async def cancel(self, slot: Slot, batch: Sequence[Call]) -> None:
         """Cancels a batch; the leases of what was cancelled are deleted."""
@@ -265,7 +265,7 @@ class Transitions:
         )
         gone = [call[0] for call, raw in zip(batch, answers, strict=True) if self._not_ended(slot, now, call, raw)]
         if gone:
-            self._leases.delete(slot.keys.lease_prefix + slot.ticket_prefix, gone)
+            self._leases.delete(slot.keys, gone)
 
     def _not_ended(self, slot: Slot, now: int, call: Call, raw: bytes) -> bool:
         """Answers a call that should end a ticket; whether its lease goes."""

@@ -27,6 +27,7 @@ SCRIPTS = (
     "restore",
     "unfence",
     "touch",
+    "renew",
 )
 
 _INCLUDE = re.compile(r"^--@include\s+(\S+)\s*$")

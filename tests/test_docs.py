@@ -163,8 +163,12 @@ def test_every_header_of_ours_is_documented() -> None:
 
 def test_every_redis_key_is_documented() -> None:
     keys = dataclasses.asdict(slot_keys("SLOT"))
+    del keys["slot"]
     expected = {f"`{key}TICKET`" if name == "lease_prefix" else f"`{key}`" for name, key in keys.items()}
-    assert {cell for cell in first_cells(KEYS) if cell.startswith("`hf:")} == expected | {f"`{DEPLOYMENT}`"}
+    assert {cell for cell in first_cells(KEYS) if cell.startswith("`hf:")} == expected | {
+        f"`{DEPLOYMENT}`",
+        f"`{DEPLOYMENT}:N`",
+    }
     assert keys["lease_prefix"] + "TICKET" in NOTIFICATIONS
     assert EXPIRED_EVENTS in NOTIFICATIONS
 
@@ -196,10 +200,12 @@ async def test_what_lies_in_redis_is_documented(engine: Engine, redis_url: str) 
         found = {key.decode() for key in client.scan_iter()}
         fields = {field.decode() for field in client.hkeys(slot_keys("gig").sale)}
     assert {key for key in found if not any(re.fullmatch(pattern, key) for pattern in patterns)} == set()
-    assert {pattern for pattern in patterns if not any(re.fullmatch(pattern, key) for key in found)} == set()
+    assert {pattern for pattern in patterns if not any(re.fullmatch(pattern, key) for key in found)} == {
+        re.escape(f"{DEPLOYMENT}:N")  # of a cluster
+    }
     (section,) = re.findall(r"^### `hf:\{SLOT\}:sale`\n(.*?)^### ", KEYS, re.MULTILINE | re.DOTALL)
     documented = {cell.strip("`") for cell in first_cells(section) if cell.startswith("`")}
-    assert documented == fields | {"fence", "dropped", "touched"}
+    assert documented == fields | {"fence", "dropped", "touched", "reign"}
 
 
 def test_every_table_of_the_store_is_documented() -> None:
@@ -394,7 +400,7 @@ async def test_the_raw_subscriber_sees_what_ran_out_and_nothing_else(engine: Eng
 
     (code, _) = (block.text for block in examples(NOTIFICATIONS, "python"))
     assert REDIS in code
-    await asyncio.wait_for(engine._listener.subscribed.wait(), 10)
+    await asyncio.wait_for(engine._listeners.subscribed(), 10)
     with redis.Redis.from_url(redis_url) as client:
         async with running(sys.executable, "-c", code.replace(REDIS, redis_url)) as process:
             # The engine subscribes to the same pattern.

@@ -33,7 +33,7 @@ async def test_redis_cli_hears_what_ran_out(engine: Engine, redis_url: str) -> N
     flags, subscribe = (
         shlex.split(line.replace("-h localhost", f"-s {shlex.quote(socket)}")) for line in block.text.splitlines()
     )
-    await asyncio.wait_for(engine._listener.subscribed.wait(), 10)
+    await asyncio.wait_for(engine._listeners.subscribed(), 10)
     async with running(*flags) as process:
         assert process.stdout is not None
         answer = (await process.stdout.read()).decode().split()
@@ -54,7 +54,7 @@ async def test_the_listener_in_python_goes_on_after_redis_was_away(
     assert REDIS in block.text
     assert STORE in block.text
     code = block.text.replace(REDIS, redis_url).replace(STORE, f"sqlite:///{tmp_path / 'store.db'}")
-    await asyncio.wait_for(engine._listener.subscribed.wait(), 10)
+    await asyncio.wait_for(engine._listeners.subscribed(), 10)
     with redis.Redis.from_url(redis_url) as client:
         async with running(sys.executable, "-c", code) as process:
             # This engine, the program's engine, and the program itself.

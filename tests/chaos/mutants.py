@@ -55,7 +55,7 @@ MUTANTS = (
         "the counters of a sale are of one moment",
         "engine/slots.py",
         "            return slot.definition.sale(counts, int(epoch), int(sequence))\n",
-        '            later = await self._server.call("HGET", slot.keys.sale, "counts")\n'
+        '            later = await self._servers.call(slot.name, "HGET", slot.keys.sale, "counts")\n'
         '            counts = b" ".join([counts.split()[0], *later.split()[1:]])\n'
         "            return slot.definition.sale(counts, int(epoch), int(sequence))\n",
         "C",

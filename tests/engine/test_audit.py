@@ -234,7 +234,7 @@ async def test_it_never_raises_a_false_alarm(
         assert len(positions) > 5
         assert (await auditor.audit(tickets=True)).clean
         # Tickets have left Redis, and the ledger was trimmed there: all of it was put to the test.
-        assert await engine._server.call("HGET", KEYS.sale, "dropped") == b"1"
+        assert await engine._servers.one.call("HGET", KEYS.sale, "dropped") == b"1"
 
 
 # What does not --------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ async def test_what_is_changed_in_redis_is_named(redis_server: Any, tmp_path: Pa
 async def test_what_is_changed_in_the_store_is_named(redis_server: Any, tmp_path: Path, change: str) -> None:
     async with connect(redis_server, tmp_path) as engine:
         await fill(engine)
-        await engine._server.call("XTRIM", KEYS.ledger, "MINID", "1-9")
+        await engine._servers.one.call("XTRIM", KEYS.ledger, "MINID", "1-9")
         with sqlite3.connect(tmp_path / "store.db") as db:
             db.execute(change)
         db.close()
@@ -391,7 +391,7 @@ async def test_what_it_names_is_bounded(redis_server: Any, tmp_path: Path) -> No
     async with connect(redis_server, tmp_path) as engine:
         await engine.create_sale("gig", name="Gig", capacity=1000)
         await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(FINDINGS_MAX + 5)))
-        await engine._server.call("UNLINK", KEYS.buyers)
+        await engine._servers.one.call("UNLINK", KEYS.buyers)
         slot = await audited(engine)
         assert len(slot.findings) == FINDINGS_MAX + 1
         assert slot.findings[-1] == "gig: 5 more that disagree"

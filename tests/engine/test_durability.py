@@ -133,7 +133,7 @@ async def test_only_redis_from_7_2_on_is_asked_to_wait(start: Start, tmp_path: P
             DurabilityUnavailable, match=r"Valkey \d+\.\d+\.\d+ can only give it with appendfsync always"
         ):
             await bought(engine, Durability.FSYNC)
-        server = engine._server
+        server = engine._servers.one
         assert server.is_valkey
         server.is_valkey = False
         for version, can in (("6.2.14", False), ("7.0.15", False), ("7.2.0", True), ("8.0.2", True), ("10.0", True)):
@@ -183,8 +183,8 @@ async def test_a_server_that_comes_back_with_other_settings_does_not_give_fsync(
         ticket = await engine.reserve("gig", buyer="ann", quantity=1)
         require = engine._assurance.require
 
-        async def restarted(level: Durability) -> None:
-            await require(level)
+        async def restarted(level: Durability, slot: str) -> None:
+            await require(level, slot)
             monkeypatch.setattr(engine._assurance, "require", require)
             server.kill()
             server._options = EVERYSEC
@@ -411,7 +411,7 @@ async def test_a_server_that_was_replaced_proves_nothing(
 
 async def test_a_connection_to_a_server_that_is_not_the_primary_any_more_is_not_used(gig: Engine) -> None:
     await gig.sale("gig")
-    server = gig._server
+    server = gig._servers.one
     assert server._free
     server.generation += 1  # as when another process was met on another connection
     old = list(server._free)
@@ -431,7 +431,7 @@ async def test_the_reply_of_a_server_that_was_replaced_meanwhile_is_not_believed
         answers = await exchange(self, packed, replies, timeout_s)
         if late and b"ann-pays" in packed:
             late.clear()
-            gig._server.generation += 1
+            gig._servers.one.generation += 1
         return answers
 
     monkeypatch.setattr(Wire, "exchange", slow)

@@ -92,7 +92,8 @@ async def test_config_forbidden_runs_without_notifications_and_says_so_once(
             return (await engine.sale("gig")).items[0].available == 1
 
         await until(back)
-        await engine._listener.enable()
+        (listener, _), *_ = engine._listeners._at.values()
+        await listener.enable()
     assert sum("without notifications" in record.message for record in caplog.records) == 1
 
 
@@ -100,7 +101,7 @@ async def test_flags_that_are_set_already_stay(redis_server: Any, tmp_path: Path
     with redis_server.client() as client:
         client.config_set("notify-keyspace-events", "Klg")
         async with quiet(redis_server.url, tmp_path) as engine:
-            await engine._listener.subscribed.wait()
+            await engine._listeners.subscribed()
             flags = client.config_get("notify-keyspace-events")["notify-keyspace-events"]
     assert set(flags) == set("KElgx")
 
@@ -132,7 +133,7 @@ async def test_a_raw_subscriber_hears_what_ran_out_and_nothing_else(
     redis_server: Any, tmp_path: Path, events: list[str]
 ) -> None:
     async with quiet(redis_server.url, tmp_path) as engine:
-        await engine._listener.subscribed.wait()
+        await engine._listeners.subscribed()
         await engine.create_sale("gig", name="Gig", capacity=30, hold_ms=700)
         tickets = await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(30)))
         for at, ticket in enumerate(tickets):
@@ -218,7 +219,7 @@ async def test_expiries_older_than_redis_keeps_come_from_the_store(engine: Engin
 
     await until(back)
     await engine.snapshot()
-    await engine._server.call("XTRIM", slot_keys("gig").ledger, "MAXLEN", "0")
+    await engine._servers.one.call("XTRIM", slot_keys("gig").ledger, "MAXLEN", "0")
     listening = engine.expirations(from_start=True)
     async with asyncio.timeout(10):
         told = [await anext(listening) for _ in range(10)]

@@ -422,8 +422,8 @@ async def test_a_listing_of_who_had_too_many_before_some_were_dropped(redis_serv
 
 async def next_second(engine: Engine) -> None:
     """Returns when what has ended is older than Redis' whole second."""
-    seconds, _ = await engine._server.call("TIME")
-    while (await engine._server.call("TIME"))[0] == seconds:
+    seconds, _ = await engine._servers.one.call("TIME")
+    while (await engine._servers.one.call("TIME"))[0] == seconds:
         await asyncio.sleep(0.02)
 
 
@@ -439,11 +439,11 @@ async def test_what_is_not_folded_does_not_leave_redis(redis_server: Any, store_
         await next_second(engine)
         tickets = slot_keys("gig").tickets
         assert await engine._retention.run() == 1
-        assert await engine._server.call("HKEYS", tickets) == [second.id.partition(".")[2].encode()]
+        assert await engine._servers.one.call("HKEYS", tickets) == [second.id.partition(".")[2].encode()]
         assert await engine._retention.run() == 0
         await engine._snapshot.fold()
         assert await engine._retention.run() == 1
-        assert await engine._server.call("HLEN", tickets) == 0
+        assert await engine._servers.one.call("HLEN", tickets) == 0
         for at, ticket in enumerate((first, second), start=1):
             assert (await engine.ticket(ticket.id)).status is Status.CANCELLED
             assert (await engine.reserve("gig", buyer="ann", quantity=1, key=f"{at}")).replayed
@@ -458,8 +458,8 @@ async def test_a_contradiction_is_told_when_it_is_folded(redis_server: Any, stor
         await engine.cancel(ticket.id, buyer="ann")
         await engine.snapshot()
         keys, (_, _, id) = slot_keys("gig"), ticket.id.partition(".")
-        await engine._server.call("XADD", keys.ledger, "1-4", "at", "9", "d", f"p {id} 1:1 {'o' * 22} paid")
-        await engine._server.call("HSET", keys.sale, "sequence", "4")
+        await engine._servers.one.call("XADD", keys.ledger, "1-4", "at", "9", "d", f"p {id} 1:1 {'o' * 22} paid")
+        await engine._servers.one.call("HSET", keys.sale, "sequence", "4")
         async with asyncio.timeout(10):
             while (await engine.readiness()).ready:
                 await asyncio.sleep(0.02)

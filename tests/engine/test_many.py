@@ -284,7 +284,7 @@ async def test_a_connection_lost_in_the_middle_has_one_effect(
 async def test_a_script_call_that_is_lost_is_unknown_for_its_entries_alone(
     redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.engine.slots.RESEND_S", 0.1)
+    monkeypatch.setattr("holdfast.engine.servers.Servers.patience_s", 0.1)
     async with connect(redis_server, tmp_path) as engine:
         await engine.create_sale("gig", name="Gig", capacity=500)
         real = engine._scripts.reserve
@@ -309,7 +309,7 @@ async def test_a_script_call_that_is_lost_is_unknown_for_its_entries_alone(
 async def test_a_redis_that_is_gone_refuses_each(
     private_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.engine.slots.RESEND_S", 0.2)
+    monkeypatch.setattr("holdfast.engine.servers.Servers.patience_s", 0.2)
     async with connect(private_redis, tmp_path) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10)
         ticket = await engine.reserve("gig", buyer="ann", quantity=1)

@@ -154,7 +154,7 @@ class Histories(RuleBasedStateMachine):
     def tell_time(self, *sales: str) -> None:
         async def tell() -> None:
             for sale in sales or self.models:
-                await self.engine._server.call("HSET", slot_keys(sale).sale, "test-now", str(self.now))
+                await self.engine._servers.one.call("HSET", slot_keys(sale).sale, "test-now", str(self.now))
 
         self.run(tell())
 
@@ -384,7 +384,7 @@ class Histories(RuleBasedStateMachine):
 
         async def lose() -> None:
             for sale in SALES:
-                await self.engine._server.call(
+                await self.engine._servers.one.call(
                     "UNLINK",
                     *[getattr(slot_keys(sale), n) for n in ("sale", "tickets", "buyers", "deadlines", "ledger")],
                 )

@@ -12,6 +12,7 @@ import pytest
 from holdfast.engine import ConfigurationError, Engine, NotReady, OutcomeUnknown, Overloaded, Status, UnknownSale
 from holdfast.engine.batcher import Batcher, Call
 from holdfast.engine.connection import CONNECTIONS_MAX, NoReply, NotSent
+from holdfast.engine.keys import slot_keys
 
 
 def connect(server: Any, tmp_path: Path, **options: Any) -> Engine:
@@ -68,7 +69,7 @@ async def test_an_address_where_nothing_answers(tmp_path: Path) -> None:
 async def test_redis_gone_is_not_ready_and_back_is_ready(
     private_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.engine.slots.RESEND_S", 0.2)
+    monkeypatch.setattr("holdfast.engine.servers.Servers.patience_s", 0.2)
     async with connect(private_redis, tmp_path) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10)
         private_redis.kill()
@@ -99,7 +100,7 @@ async def test_a_connection_lost_in_the_middle_is_tried_again_with_one_effect(
 async def test_when_no_reply_comes_the_outcome_is_unknown(
     redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.engine.slots.RESEND_S", 0.1)
+    monkeypatch.setattr("holdfast.engine.servers.Servers.patience_s", 0.1)
     async with connect(redis_server, tmp_path) as engine:
         await engine.create_sale("gig", name="Gig", capacity=5)
         real = engine._scripts.reserve
@@ -212,7 +213,7 @@ async def test_a_stampede_on_a_sale_that_this_process_has_not_met_looks_it_up_on
         tickets = await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at}", quantity=1) for at in range(2000)))
         assert len({ticket.id for ticket in tickets}) == 2000
         assert looked == 1
-        assert len(engine._server._free) <= CONNECTIONS_MAX
+        assert len(engine._servers.one._free) <= CONNECTIONS_MAX
 
 
 async def test_a_look_up_that_began_too_early_does_not_hide_a_new_sale(engine: Engine) -> None:
@@ -321,15 +322,15 @@ async def test_leases_that_are_lost_with_the_call_they_ride_along_with_are_told(
     redis_server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connect(redis_server, tmp_path, sweep=False, listen=False, snapshot_ms=None) as engine:
-        await engine._server.call("PING")
+        await engine._servers.one.call("PING")
 
         async def lost(*args: Any) -> Any:
             raise NoReply("the connection to Redis was lost")
 
-        real = engine._server._exchange
-        engine._server._exchange = lost  # type: ignore[method-assign]
-        engine._leases.set("hf:{gig}:lease:gig.", ["a" * 22], 1)
+        real = engine._servers.one._exchange
+        engine._servers.one._exchange = lost  # type: ignore[method-assign]
+        engine._leases.set(slot_keys("gig"), ["a" * 22], 1)
         with pytest.raises(NoReply):
-            await engine._server.call("PING")
+            await engine._servers.one.call("PING")
         assert "leases were not written: the connection to Redis was lost" in caplog.text
-        engine._server._exchange = real  # type: ignore[method-assign]
+        engine._servers.one._exchange = real  # type: ignore[method-assign]

@@ -51,7 +51,7 @@ async def test_confirm_cancel_and_expiry_in_the_same_millisecond(redis_server: A
         ends: dict[str, list[str]] = {}
 
         async def fire(at: int, ticket: Ticket) -> None:
-            seconds, micros = await engine._server.call("TIME")
+            seconds, micros = await engine._servers.one.call("TIME")
             now = int(seconds) * 1000 + int(micros) // 1000
             # Around the deadline, some a little early, some a little late.
             await asyncio.sleep((ticket.expires_at - now + chance.uniform(-4, 4)) / 1000)
@@ -138,7 +138,7 @@ async def test_everything_runs_on_a_server_in_cluster_mode(servers: Any, tmp_pat
     url = servers("cluster").empty()
     store = f"sqlite:///{tmp_path / 'store.db'}"
     async with Engine.connect(url, store=store, snapshot_ms=20, retention_ms=0) as engine:
-        await engine._listener.subscribed.wait()
+        await engine._listeners.subscribed()
         sales = ["one", "two", "three", "four"]
         for sale in sales:
             await engine.create_sale(sale, name=sale, capacity=30, hold_ms=250)

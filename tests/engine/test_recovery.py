@@ -128,7 +128,7 @@ async def test_an_empty_redis_sells_nothing_until_it_is_recovered(redis_server: 
     # The next start finds nothing to recover, and the epoch has risen for good.
     async with connect(redis_server, store_at) as engine:
         assert (await engine.recover()).slots == ()
-        assert await engine._server.call("HGET", slot_keys("gig").sale, "epoch") == b"2"
+        assert await engine._servers.one.call("HGET", slot_keys("gig").sale, "epoch") == b"2"
 
 
 async def test_what_was_copied_and_not_folded_is_recovered(redis_server: Any, store_at: Any) -> None:
@@ -167,8 +167,8 @@ async def test_an_older_copy_of_its_files_sells_nothing_until_it_is_recovered(
         await engine.create_sale("gig", name="Gig", capacity=10, hold_ms=600_000, max_per_buyer=4)
         first = await engine.reserve("gig", buyer="ann", quantity=3)
         await engine.snapshot()
-        await engine._server.call("BGREWRITEAOF")
-        while b"aof_rewrite_in_progress:1" in await engine._server.call("INFO", "persistence"):
+        await engine._servers.one.call("BGREWRITEAOF")
+        while b"aof_rewrite_in_progress:1" in await engine._servers.one.call("INFO", "persistence"):
             await asyncio.sleep(0.01)
         shutil.copytree(private_redis.directory, older)
         await engine.confirm(first.id, buyer="ann", reference="pay")
@@ -202,21 +202,21 @@ async def test_sweeping_does_not_make_an_older_redis_pass_for_a_whole_one(privat
     async with connect(private_redis, store_at, sweep=False, listen=False) as engine:
         await engine.create_sale("gig", name="Gig", capacity=10, hold_ms=300)
         tickets = [await engine.reserve("gig", buyer="ann", quantity=1) for _ in range(6)]
-        kept = {name: await engine._server.call("DUMP", getattr(slot_keys("gig"), name)) for name in PARTS}
+        kept = {name: await engine._servers.one.call("DUMP", getattr(slot_keys("gig"), name)) for name in PARTS}
         for ticket in tickets[:3]:
             await engine.confirm(ticket.id, buyer="ann")
         assert await engine.snapshot() == 10
         for name, value in kept.items():
-            await engine._server.call("RESTORE", getattr(slot_keys("gig"), name), "0", value, "REPLACE")
+            await engine._servers.one.call("RESTORE", getattr(slot_keys("gig"), name), "0", value, "REPLACE")
         with pytest.raises(NotReady):
             await engine.sale("gig")
     async with connect(private_redis, store_at, snapshot_ms=20) as engine:
-        while (await engine._server.call("TIME"))[0] <= str(tickets[-1].expires_at // 1000 + 1).encode():
+        while (await engine._servers.one.call("TIME"))[0] <= str(tickets[-1].expires_at // 1000 + 1).encode():
             await asyncio.sleep(0.05)
         assert await engine._sweeper.run() == 0
         with pytest.raises(NotReady):
             await engine.reserve("gig", buyer="bob", quantity=1)
-        assert await engine._server.call("HGET", slot_keys("gig").sale, "sequence") == b"7"
+        assert await engine._servers.one.call("HGET", slot_keys("gig").sale, "sequence") == b"7"
         assert (await engine.recover()).clean
         while (await engine.sale("gig")).items[0].reserved:
             await asyncio.sleep(0.02)
@@ -300,7 +300,7 @@ async def test_an_alarm_ends_with_a_recovery_by_another_process(redis_server: An
         await fill(engine)
         await engine.snapshot()
         await engine.reserve("gig", buyer="late", lines={"floor": 1})
-        await engine._server.call("UNLINK", slot_keys("gig").ledger)
+        await engine._servers.one.call("UNLINK", slot_keys("gig").ledger)
         await engine.snapshot()
         assert any("does not continue" in reason for reason in (await engine.readiness()).reasons)
         assert (await other.recover(["gig"])).clean
@@ -310,7 +310,7 @@ async def test_an_alarm_ends_with_a_recovery_by_another_process(redis_server: An
 async def test_tickets_that_only_redis_has_survive_a_lost_ledger(redis_server: Any, store_at: Any) -> None:
     async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
-        await engine._server.call("UNLINK", slot_keys("gig").ledger)
+        await engine._servers.one.call("UNLINK", slot_keys("gig").ledger)
         await engine.snapshot()
         assert any("does not continue" in alarm for alarm in engine._snapshot.alarms)
         report = await engine.recover(["gig"])
@@ -365,7 +365,7 @@ async def state(engine: Engine, slot: str) -> dict[str, Any]:
     """All that a slot is, but for what a rebuild numbers anew: the sequence of a ticket's end."""
     await engine._leases.drained()
     keys = slot_keys(slot)
-    call = engine._server.call
+    call = engine._servers.one.call
     records = _hash(await call("HGETALL", keys.tickets))
     held = {id for id, text in records.items() if text.startswith("r ")}
     deadlines = {}
@@ -465,7 +465,7 @@ async def test_interrupted_at_any_call_it_can_be_run_again(
             with Dying(at, after) as dying, contextlib.suppress(Crash):
                 await engine._recovery.recover(await engine._recovery._again("gig"))
         async with connect(server, store_at, sweep=False, listen=False) as engine:
-            fence = await engine._server.call("HGET", slot_keys("gig").sale, "fence")
+            fence = await engine._servers.one.call("HGET", slot_keys("gig").sale, "fence")
             if fence:
                 with pytest.raises(NotReady):
                     await engine.reserve("gig", buyer="zoe", lines={"floor": 1})
@@ -490,9 +490,9 @@ async def test_any_one_key_may_be_lost(redis_server: Any, store_at: Any, part: s
         await engine.confirm(late.id, buyer="eva", reference="late")
         before = await state(engine, "gig")
         key = getattr(slot_keys("gig"), part)
-        await engine._server.call("UNLINK", key)
+        await engine._servers.one.call("UNLINK", key)
         if damage != "lost":
-            await engine._server.call("SET", key, "damage")
+            await engine._servers.one.call("SET", key, "damage")
         report = await engine.recover(["gig"])
         assert not report.slots[0].conflicts
         assert await state(engine, "gig") == before
@@ -518,9 +518,9 @@ async def test_records_that_cannot_be_read_are_named(redis_server: Any, store_at
             "short": "",
         }
         for id, record in strange.items():
-            await engine._server.call("HSET", keys.tickets, id, record)
-        await engine._server.call("HSET", keys.tickets, b"\xff\xfe", b"\xff")
-        await engine._server.call("HSET", keys.sale, "definition", "{", "counts", "what", "sequence", "many")
+            await engine._servers.one.call("HSET", keys.tickets, id, record)
+        await engine._servers.one.call("HSET", keys.tickets, b"\xff\xfe", b"\xff")
+        await engine._servers.one.call("HSET", keys.sale, "definition", "{", "counts", "what", "sequence", "many")
         assert not (await engine.readiness()).ready
         report = await engine.recover(["gig"])
         assert not report.clean
@@ -537,8 +537,8 @@ async def test_records_that_cannot_be_read_are_named(redis_server: Any, store_at
 async def test_a_ledger_that_breaks_off_is_read_as_far_as_it_goes(redis_server: Any, store_at: Any) -> None:
     async with connect(redis_server, store_at) as engine:
         made = await fill(engine)
-        entries = await engine._server.call("XRANGE", slot_keys("gig").ledger, "-", "+")
-        await engine._server.call("XDEL", slot_keys("gig").ledger, entries[3][0])
+        entries = await engine._servers.one.call("XRANGE", slot_keys("gig").ledger, "-", "+")
+        await engine._servers.one.call("XDEL", slot_keys("gig").ledger, entries[3][0])
         before = await state(engine, "gig")
         report = await engine.recover(["gig"])
         (slot,) = report.slots
@@ -555,7 +555,7 @@ async def test_an_ending_that_only_redis_knows_is_kept(redis_server: Any, store_
         made = await fill(engine)
         await engine.snapshot()
         await engine.confirm(made["held"].id, buyer="ann", reference="pay_2", key="late")
-        await engine._server.call("UNLINK", slot_keys("gig").ledger)
+        await engine._servers.one.call("UNLINK", slot_keys("gig").ledger)
         report = await engine.recover(["gig"])
         assert (report.slots[0].appended, report.slots[0].missing) == (1, 0)
         paid = await engine.confirm(made["held"].id, buyer="ann", reference="pay_2", key="late")
@@ -568,12 +568,12 @@ async def test_a_stored_purchase_wins(redis_server: Any, store_at: Any) -> None:
         made = await fill(engine)
         await engine.snapshot()
         id = made["bought"].id.partition(".")[2]
-        record = await engine._server.call("HGET", slot_keys("gig").tickets, id)
+        record = await engine._servers.one.call("HGET", slot_keys("gig").tickets, id)
         other = Record.parse(id, record.decode())._replace(status=Status.CANCELLED, reference="")
-        await engine._server.call("HSET", slot_keys("gig").tickets, id, other.pack())
+        await engine._servers.one.call("HSET", slot_keys("gig").tickets, id, other.pack())
         held = made["held"].id.partition(".")[2]
-        record = await engine._server.call("HGET", slot_keys("gig").tickets, held)
-        await engine._server.call("HSET", slot_keys("gig").tickets, held, record.replace(b"1:1,2:2", b"1:2"))
+        record = await engine._servers.one.call("HGET", slot_keys("gig").tickets, held)
+        await engine._servers.one.call("HSET", slot_keys("gig").tickets, held, record.replace(b"1:1,2:2", b"1:2"))
         (slot,) = (await engine.recover(["gig"])).slots
         assert set(slot.conflicts) == {
             f"{made['bought'].id} is purchased in the store and cancelled in Redis",
@@ -589,7 +589,7 @@ async def test_holds_that_ran_out_meanwhile_end_once(redis_server: Any, store_at
         ticket = await engine.reserve("brief", buyer="bob", quantity=2)
         await engine.snapshot()
         redis_server.empty()
-        while (await engine._server.call("TIME"))[0] == b"" or time.time() * 1000 < ticket.expires_at + 5:
+        while (await engine._servers.one.call("TIME"))[0] == b"" or time.time() * 1000 < ticket.expires_at + 5:
             await asyncio.sleep(0.01)
         report = await engine.recover()
         assert report.slots[0].held == 2  # swept by whoever comes first
@@ -626,7 +626,7 @@ async def test_other_sales_sell_on_meanwhile(redis_server: Any, store_at: Any) -
 
         tasks = [asyncio.create_task(sells()), asyncio.create_task(wants())]
         for part in PARTS:
-            await engine._server.call("UNLINK", getattr(slot_keys("gig"), part))
+            await engine._servers.one.call("UNLINK", getattr(slot_keys("gig"), part))
             assert (await engine.recover(["gig"])).clean
             assert await state(engine, "gig") == before
         stop.set()
@@ -653,7 +653,7 @@ async def test_two_recoveries_at_once(redis_server: Any, store_at: Any, monkeypa
     for lost in ("ledger", "sale", None, "ledger", "sale"):
         async with connect(redis_server, store_at) as one, connect(redis_server, store_at) as two:
             if lost:
-                await one._server.call("UNLINK", getattr(slot_keys("gig"), lost))
+                await one._servers.one.call("UNLINK", getattr(slot_keys("gig"), lost))
 
             async def later(engine: Engine) -> object:
                 await asyncio.sleep(dice.random() * 0.2)
@@ -825,10 +825,10 @@ async def test_recovery_of_many_tickets_in_steps(redis_server: Any, store_at: An
         tickets = await asyncio.gather(*(engine.reserve("gig", buyer=f"b{at % 300}", quantity=1) for at in range(2000)))
         await asyncio.gather(*(engine.confirm(t.id, buyer=f"b{at % 300}") for at, t in enumerate(tickets) if at % 2))
         await engine.snapshot()
-        before = {key: await engine._server.call("HGETALL", key) for key in (slot_keys("gig").tickets,)}
+        before = {key: await engine._servers.one.call("HGETALL", key) for key in (slot_keys("gig").tickets,)}
         redis_server.empty()
         assert (await engine.recover()).slots[0].tickets == 2000
-        after = {key: await engine._server.call("HGETALL", key) for key in before}
+        after = {key: await engine._servers.one.call("HGETALL", key) for key in before}
         assert _pairs(after) == _pairs(before)
         (item,) = (await engine.sale("gig")).items
         assert (item.available, item.reserved, item.purchased) == (3000, 1000, 1000)

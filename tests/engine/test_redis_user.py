@@ -64,7 +64,7 @@ async def live(
     options: dict[str, Any] = {"store": f"sqlite:///{tmp_path / 'store.db'}", "snapshot_ms": 20, "retention_ms": 0}
     async with Engine.connect(guarded.url, **options) as engine:
         async with asyncio.timeout(20):
-            await engine._listener.subscribed.wait()
+            await engine._listeners.subscribed()
         await engine.create_sale("gig", name="Gig", capacity=100, hold_ms=600_000, max_per_buyer=4)
         await engine.amend_sale("gig", {"capacity": 120})
         await engine.create_sale("brief", name="Brief", capacity=3, hold_ms=20)

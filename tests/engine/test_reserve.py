@@ -38,7 +38,7 @@ def counters(sale: Sale) -> dict[str, tuple[int, int, int]]:
 
 async def everything_in_redis(engine: Engine) -> dict[bytes, Any]:
     """Every value of every key but the leases, to see that nothing was written."""
-    client = redis.asyncio.Redis(connection_pool=engine._server.pool)
+    client = redis.asyncio.Redis(connection_pool=engine._servers.one.pool)
     values = {}
     for name in ("sale", "tickets", "buyers", "deadlines", "ledger"):
         key = getattr(slot_keys("gig"), name)

@@ -27,15 +27,15 @@ def connect(server: Any, tmp_path: Path, **options: Any) -> Engine:
 async def keep(engine: Engine, sale: str) -> dict[str, bytes]:
     """Everything that Redis has of a sale, as an older file would."""
     keys = slot_keys(sale)
-    return {name: await engine._server.call("DUMP", getattr(keys, name)) for name in PARTS}
+    return {name: await engine._servers.one.call("DUMP", getattr(keys, name)) for name in PARTS}
 
 
 async def put_back(engine: Engine, sale: str, kept: dict[str, bytes]) -> None:
     keys = slot_keys(sale)
     for name, value in kept.items():
-        await engine._server.call("UNLINK", getattr(keys, name))
+        await engine._servers.one.call("UNLINK", getattr(keys, name))
         if value is not None:
-            await engine._server.call("RESTORE", getattr(keys, name), "0", value)
+            await engine._servers.one.call("RESTORE", getattr(keys, name), "0", value)
 
 
 async def test_an_item_that_another_process_added(redis_server: Any, tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ async def test_a_process_with_an_old_floor_learns_the_new_one_when_redis_is_repl
         shutil.rmtree(private_redis.directory)
         shutil.copytree(older, private_redis.directory)
         private_redis.start()
-        before = two._server.generation
+        before = two._servers.one.generation
         for _ in range(3):
             # The first may have gone out on the connection that was cut.
             with pytest.raises((NotReady, OutcomeUnknown)):
                 await two.reserve("gig", buyer="zoe", quantity=4)
-        assert two._server.generation == before + 1
+        assert two._servers.one.generation == before + 1
         assert (await one.recover()).clean
         (item,) = (await two.sale("gig")).items
         assert (item.available, item.reserved) == (0, 5)
@@ -167,7 +167,7 @@ async def test_recovery_keeps_items_that_only_redis_knows(redis_server: Any, tmp
         newer = replace(known.known, items=(*known.known.items, vip), version=2)
         await engine._scripts.amend(slot.keys, "0-0", 1, newer.json(), newer.rules(), newer.capacities())
         ticket = await engine.reserve("gig", buyer="ann", lines={"vip": 2})
-        await engine._server.call("UNLINK", slot.keys.ledger)
+        await engine._servers.one.call("UNLINK", slot.keys.ledger)
         report = await engine.recover(["gig"])
         assert report.clean
         assert (await engine.ticket(ticket.id)).lines == (Line("vip", 2),)
@@ -183,8 +183,8 @@ async def test_a_key_whose_ticket_was_dropped_before_the_recovery_is_still_known
         ticket = await engine.reserve("gig", buyer="ann", quantity=1, key="k")
         await engine.confirm(ticket.id, buyer="ann", key="p")
         await engine.snapshot()
-        seconds, _ = await engine._server.call("TIME")
-        while (await engine._server.call("TIME"))[0] == seconds:
+        seconds, _ = await engine._servers.one.call("TIME")
+        while (await engine._servers.one.call("TIME"))[0] == seconds:
             await asyncio.sleep(0.02)
         redis_server.empty()
         report = await engine.recover()
@@ -215,7 +215,7 @@ async def test_a_listener_from_before_a_recovery_hears_what_comes_after(redis_se
         await engine.snapshot()
         for trimmed in (False, True):
             if trimmed:
-                await engine._server.call("XTRIM", slot_keys("gig").ledger, "MAXLEN", "1")
+                await engine._servers.one.call("XTRIM", slot_keys("gig").ledger, "MAXLEN", "1")
                 await engine._store.set_position("mail", "gig", Cursor(1, 41))
             listening = engine.expirations(name="mail")
             async with asyncio.timeout(10):

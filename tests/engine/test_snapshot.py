@@ -214,10 +214,10 @@ async def test_the_ledger_is_trimmed_below_the_cursor_only(
         await engine.create_sale("gig", name="Gig", capacity=5000)
         for _ in range(400):
             await engine.reserve("gig", buyer="ann", quantity=1)
-        assert await engine._server.call("XLEN", slot_keys("gig").ledger) == 401
+        assert await engine._servers.one.call("XLEN", slot_keys("gig").ledger) == 401
         await engine.snapshot()
         # Redis trims whole nodes of a hundred entries.
-        assert 10 <= await engine._server.call("XLEN", slot_keys("gig").ledger) < 250
+        assert 10 <= await engine._servers.one.call("XLEN", slot_keys("gig").ledger) < 250
         await engine.reserve("gig", buyer="ann", quantity=1)
         assert await engine.snapshot() == 1
         told = [t.sequence for e in await engine._store.ledger("gig", Cursor(0, 0), 1000) for t in e.transitions()]

@@ -95,7 +95,7 @@ async def test_answers_are_the_same_before_and_after_redis_has_dropped_the_ticke
     while not await forgetful._retention.run():
         assert time.monotonic() < give_up
         await asyncio.sleep(0.05)
-    assert await forgetful._server.call("HLEN", "hf:{gig}:tickets") == 0
+    assert await forgetful._servers.one.call("HLEN", "hf:{gig}:tickets") == 0
     after = {name: await answer(call()) for name, call in calls(forgetful, ticket).items()}
     assert after == before
     assert await forgetful.ticket(ticket.id) == shown

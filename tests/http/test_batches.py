@@ -479,7 +479,7 @@ async def test_a_redis_that_does_not_answer_is_told_of_each_entry(
 ) -> None:
     from holdfast.engine.connection import NoReply, NotSent
 
-    monkeypatch.setattr("holdfast.engine.slots.RESEND_S", 0.05)
+    monkeypatch.setattr("holdfast.engine.servers.Servers.patience_s", 0.05)
     ticket = await engine.reserve("gig", buyer="b-1", quantity=1)
     real = engine._scripts.reserve
 

@@ -112,9 +112,9 @@ async def test_a_refusal_on_the_short_way_before_anything_is_sent(
     client: Any, gig: str, engine: Engine, operator: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.post(f"/sales/{gig}/tickets", json={"quantity": 1}, headers=buyer("1"))
-    engine._slots.refuse_reserving(NotReady("Redis is full"))
+    engine._slots.refuse_reserving({engine._servers.one: NotReady("Redis is full")})
     assert (await client.post(f"/sales/{gig}/tickets", json={"quantity": 1}, headers=buyer("1"))).status == 503
-    engine._slots.refuse_reserving(None)
+    engine._slots.refuse_reserving({})
 
     figures = await scrape(client, operator)
     assert figures[outcome("reserve", "gig", "not_ready")] == 1
@@ -235,7 +235,7 @@ async def test_figures_are_shown_when_nothing_answers(
         raise NoReply("the connection to Redis was lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._server, "exchange", silent)
+        patch.setattr(engine._servers.one, "exchange", silent)
         patch.setattr(engine._store, "cursors", silent)
         began = time.monotonic()
         figures = await scrape(client, operator)

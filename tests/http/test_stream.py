@@ -144,7 +144,7 @@ async def test_it_goes_on_after_any_event(
 ) -> None:
     await asyncio.gather(*(engine.reserve(gig, buyer=f"buyer-{n}", quantity=1) for n in range(9)))
     await engine.snapshot()
-    await engine._server.call("XTRIM", slot_keys(gig).ledger, "MAXLEN", str(kept))
+    await engine._servers.one.call("XTRIM", slot_keys(gig).ledger, "MAXLEN", str(kept))
     for after in range(10):
         async with listening(client, **operator, **{"Last-Event-ID": f"{min(after, 1)}-{after}"}) as listener:
             first = await listener.next()
@@ -179,7 +179,7 @@ async def test_many_readers_cost_redis_what_one_costs(
     client: TestClient[Any, Any], engine: Engine, gig: str, operator: dict[str, str]
 ) -> None:
     async def reads() -> int:
-        told = (await engine._server.call("INFO", "commandstats")).decode()
+        told = (await engine._servers.one.call("INFO", "commandstats")).decode()
         return sum(map(int, re.findall(r"cmdstat_(?:xrange|hmget):calls=(\d+)", told)))
 
     async def follow(everybody_there: asyncio.Barrier, done: asyncio.Barrier) -> None:

@@ -1,0 +1,282 @@
+"""A Redis Cluster: which node has which slots, learnt from the nodes, and followed when slots and primaries move."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import redis.asyncio as redis_asyncio
+from redis.crc import key_slot
+from redis.exceptions import AskError, RedisError, ResponseError
+
+from holdfast.engine.addresses import Address, Place, shown
+from holdfast.engine.connection import CONNECTION, Elsewhere, NoReply, NotSent, Server, refusal
+from holdfast.engine.errors import ConfigurationError
+from holdfast.engine.keys import deployment
+from holdfast.engine.servers import Command, Servers
+
+log = logging.getLogger("holdfast.cluster")
+
+#: Slots of a cluster, by its protocol.
+SLOTS = 16_384
+
+#: Seconds between two looks while something is.
+LOOK_AGAIN_S = 0.1
+
+#: Seconds for one node to tell. One that hangs must not keep the others from being believed.
+ANSWER_S = 1.0
+
+#: Nodes asked at a time. One that was cut off tells what was, and is outvoted by its older epochs.
+ASKED_MAX = 8
+
+#: Seconds that a node which has lost its slots has for what it was sent before: then it is given up.
+GRACE_S = 0.3
+
+#: Seconds for which calls are sent again: a primary that died is replaced after the cluster's node time-out (2 to 5 s
+#: with the settings that `docs/howto/cluster.md` advises) and an election of a second.
+PATIENCE_S = 10.0
+
+#: One range of slots, as a node tells it: who has it, and the epoch of that claim.
+_Claim = tuple[int, int, Place, int]
+
+
+class Cluster(Servers):
+    """The primaries of a cluster.
+
+    Parameters
+    ----------
+    address: of some nodes; the others are learnt from them.
+    """
+
+    patience_s = PATIENCE_S
+    follows = True
+
+    def __init__(self, address: Address) -> None:
+        assert address.node is not None  # as `addresses.read` makes it
+        self.place = address.place
+        self._node = address.node
+        self._seeds = address.hosts
+        self._generations = itertools.count(1)
+        #: By place, everyone met so far: a node that comes back is known by its generation.
+        self._servers: dict[Place, Server] = {}
+        self._owners: list[Server | None] = [None] * SLOTS
+        self._primaries: tuple[Server, ...] = ()
+        self._told: dict[Place, Any] = {}
+        self._deployment: dict[Server, str] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._looked = 0.0
+
+    async def start(self) -> None:
+        """As `Servers.start`."""
+        await self.follow()
+        missing = self._owners.count(None)
+        if missing:
+            log.warning("%d of the %d slots of the cluster have no node now", missing, SLOTS)
+
+    def all(self) -> Sequence[Server]:
+        """As `Servers.all`: the primaries that have slots."""
+        return self._primaries
+
+    def of(self, slot: str) -> Server:
+        """As `Servers.of`."""
+        server = self._owners[number(slot)]
+        if server is None:
+            self._look_soon()
+            raise NotSent("no node of the cluster has this sale's slot now")
+        return server
+
+    def generation(self, slot: str) -> int:
+        """As `Servers.generation`."""
+        server = self._owners[number(slot)]
+        return 0 if server is None else server.generation
+
+    def deployment_key(self, server: Server) -> str:
+        """As `Servers.deployment_key`: a key in one of the server's own slots."""
+        key = self._deployment.get(server)
+        if key is None or self._owners[key_slot(key.encode())] is not server:
+            key = next(key for key in map(deployment, range(SLOTS)) if self._owners[key_slot(key.encode())] is server)
+            self._deployment[server] = key
+        return key
+
+    async def call(self, slot: str, *command: Any, generation: int | None = None) -> Any:
+        """As `Servers.call`. While a slot is being moved, what has gone ahead is asked for there."""
+        server = self.of(slot)
+        try:
+            return await server.call(*command, generation=generation)
+        except Elsewhere as elsewhere:
+            there = self._elsewhere(server, elsewhere)
+            if not elsewhere.once:
+                raise
+            asking, reply = await there.pipeline([("ASKING",), command])
+            for answer in (asking, reply):
+                if isinstance(answer, ResponseError):
+                    raise refusal(answer) or answer from None
+            return reply
+        except (NotSent, NoReply):
+            self._look_soon()
+            raise
+
+    async def clocked(self, commands: Sequence[Command], *, clock: bool = True) -> list[tuple[int, Any]]:
+        """As `Servers.clocked`."""
+        replies = await super().clocked(commands, clock=clock)
+        for at, (now, reply) in enumerate(replies):
+            if isinstance(reply, AskError):
+                elsewhere = refusal(reply)
+                assert isinstance(elsewhere, Elsewhere)
+                slot, command = commands[at]
+                try:
+                    if not elsewhere.once:
+                        self._elsewhere(self.of(slot), elsewhere)
+                    replies[at] = now, await self.call(slot, *command)
+                except (NotSent, NoReply, ResponseError) as error:
+                    replies[at] = now, error
+            elif isinstance(reply, ResponseError) and (refused := refusal(reply)):
+                replies[at] = now, refused
+            elif isinstance(reply, (NotSent, NoReply)):
+                self._look_soon()
+        return replies
+
+    def _elsewhere(self, asked: Server, elsewhere: Elsewhere) -> Server:
+        """The node that another one names, which is believed to have the slot from now on, or this once."""
+        host, port = elsewhere.place
+        place = host or self._place_of(asked)[0], port
+        server = self._server(place)
+        if not elsewhere.once:
+            self._owners[elsewhere.slot] = server
+            if server not in self._primaries:
+                self._primaries = (*self._primaries, server)
+            self._look_soon()
+        return server
+
+    def _place_of(self, server: Server) -> Place:
+        return next(place for place, each in self._servers.items() if each is server)
+
+    def _server(self, place: Place) -> Server:
+        server = self._servers.get(place)
+        if server is None:
+            host, port = place
+            pool = redis_asyncio.ConnectionPool(**self._node | CONNECTION, host=host, port=port)
+            server = Server(pool=pool, place=shown(place), generations=self._generations, primary=True)
+            self._servers[place] = server
+        return server
+
+    # -- who has what ----------------------------------------------------------------------------------------------
+
+    def _look_soon(self) -> None:
+        """Has somebody look who has what, unless somebody does."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        try:
+            wait = self._looked + LOOK_AGAIN_S - asyncio.get_running_loop().time()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            with contextlib.suppress(NotSent, NoReply, ConfigurationError):
+                await self.follow()
+        finally:
+            self._looking = None
+
+    async def follow(self) -> None:
+        """As `Servers.follow`."""
+        self._looked = asyncio.get_running_loop().time()
+        known = [self._place_of(server) for server in self._primaries]
+        asked = list(dict.fromkeys([*known, *self._seeds]))[:ASKED_MAX]
+        told = dict(zip(asked, await asyncio.gather(*map(self._tell, asked)), strict=True))
+        heard = {place: claims for place, claims in told.items() if isinstance(claims, list)}
+        if not heard:
+            raise next(error for error in told.values() if isinstance(error, Exception))
+        if told != self._told:
+            self._take(heard.values())
+            self._told = told
+
+    async def _tell(self, place: Place) -> list[_Claim] | Exception:
+        """Who has what as one node sees it, or why it does not tell."""
+        server = self._server(place) if place in self._servers else None
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                slots, nodes = await self._answers(place, server)
+        except (RedisError, OSError, TimeoutError) as error:
+            return NotSent(f"Redis at {shown(place)} does not tell who has which slots ({type(error).__name__})")
+        for answer in (slots, nodes):
+            if isinstance(answer, ResponseError):
+                return ConfigurationError(f"{shown(place)} is no node of a Redis Cluster: {answer}")
+        epochs = dict(_epochs(nodes))
+        claims: list[_Claim] = []
+        for first, last, primary, *_ in slots:
+            host = (primary[0] or b"").decode()
+            # A node that has not heard of its own address yet has no name for itself.
+            where = (place[0] if host in ("", "?") else host, int(primary[1]))
+            claims.append((int(first), int(last), where, epochs.get(primary[2], 0)))
+        return claims
+
+    async def _answers(self, place: Place, server: Server | None) -> tuple[Any, Any]:
+        # On a connection of its own: a seed may be a replica, which is no server of ours, and answers all the same.
+        pool = redis_asyncio.ConnectionPool(**self._node | CONNECTION, host=place[0], port=place[1])
+        connection = pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()
+            answers = []
+            for command in (("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")):
+                await connection.send_command(*command)
+                try:
+                    answers.append(await connection.read_response())
+                except ResponseError as error:
+                    answers.append(error)
+            return answers[0], answers[1]
+        finally:
+            await connection.disconnect(nowait=True)
+
+    def _take(self, views: Iterable[list[_Claim]]) -> None:
+        """Takes up who has what; of two who say otherwise, the one with the later epoch is right."""
+        best: list[tuple[int, Place] | None] = [None] * SLOTS
+        for claims in views:
+            for first, last, place, epoch in claims:
+                claim = epoch, place
+                for slot in range(first, last + 1):
+                    known = best[slot]
+                    if known is None or known[0] < epoch:
+                        best[slot] = claim
+        before = self._primaries
+        servers = {place: self._server(place) for place in {claim[1] for claim in best if claim}}
+        self._owners = [servers[claim[1]] if claim else None for claim in best]
+        self._primaries = tuple(servers[place] for place in sorted(servers))
+        for server in before:
+            if server not in self._primaries:
+                log.warning("%s has no slots of the cluster any more", server.place)
+                # What hangs in it is sent to whoever has the slots now.
+                leaving = asyncio.create_task(self._leave(server))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, server: Server) -> None:
+        await asyncio.sleep(GRACE_S)
+        if server not in self._primaries:
+            await server.abandon()
+
+    async def close(self) -> None:
+        """As `Servers.close`."""
+        tasks = [task for task in (self._looking, *self._leaving) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for server in self._servers.values():
+            await server.close()
+
+
+def number(slot: str) -> int:
+    """The number that a cluster gives to a slot: every key of it has its name between braces."""
+    return int(key_slot(slot.encode()))
+
+
+def _epochs(nodes: Any) -> Iterable[tuple[bytes, int]]:
+    """The epoch of each node, by its id, as CLUSTER NODES tells them."""
+    text: bytes = nodes if isinstance(nodes, bytes) else str(nodes).encode()
+    for line in text.splitlines():
+        fields = line.split()
+        yield fields[0], int(fields[6])

@@ -1,0 +1,110 @@
+"""A primary that sentinels watch: wherever they say that it is."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import Any
+
+import redis.asyncio as redis_asyncio
+from redis.exceptions import RedisError, ResponseError
+
+from holdfast.engine.addresses import Address, Place, shown
+from holdfast.engine.connection import CONNECTION, NotSent, Server
+from holdfast.engine.errors import ConfigurationError
+from holdfast.engine.servers import Servers
+
+log = logging.getLogger("holdfast.sentinel")
+
+#: Seconds for one sentinel to tell. They are asked together: one that hangs holds nobody up for longer.
+ANSWER_S = 0.5
+
+#: Seconds for which calls are sent again: a primary that died is replaced after the `down-after-milliseconds` of the
+#: sentinels (1 to 5 s with the settings that `docs/howto/sentinel.md` advises) and an election of a second.
+PATIENCE_S = 10.0
+
+
+class Sentinels(Servers):
+    """The primary of a group that sentinels watch.
+
+    Parameters
+    ----------
+    address: of the sentinels, and what they call the group.
+    """
+
+    patience_s = PATIENCE_S
+    follows = True
+
+    def __init__(self, address: Address) -> None:
+        assert address.node is not None  # as `addresses.read` makes it
+        assert address.sentinel is not None
+        self._address = address
+        self._pools = [
+            redis_asyncio.ConnectionPool(**address.sentinel | CONNECTION, host=host, port=port)
+            for host, port in address.hosts
+        ]
+        #: Where connections were led to last.
+        self._primary: Place | None = None
+        pool = redis_asyncio.ConnectionPool(**address.node | CONNECTION, host="")
+        generations = itertools.count(1)
+        one = Server(pool=pool, place=address.place, generations=generations, locate=self._lead, primary=True)
+        super().__init__(one)
+
+    async def start(self) -> None:
+        """As `Servers.start`."""
+        await self.follow()
+
+    async def follow(self) -> None:
+        """As `Servers.follow`: connections to whoever is not the primary any more are given up."""
+        before = self._primary
+        place = await self._locate()
+        if before is not None and before != place:
+            log.warning("the sentinels name %s as the primary, and no longer %s", shown(place), shown(before))
+            await self.one.abandon()
+
+    async def _lead(self) -> Place:
+        """Where a connection is to go; raises NotSent where nobody knows."""
+        try:
+            return await self._locate()
+        except ConfigurationError as error:
+            raise NotSent(str(error)) from error
+
+    async def _locate(self) -> Place:
+        """Where the primary is. Of sentinels that disagree the one with the later epoch is right.
+
+        Raises
+        ------
+        NotSent: none of them tells. ConfigurationError: they do not know the group.
+        """
+        told = await asyncio.gather(*map(self._tell, self._pools))
+        known = [answer for answer in told if isinstance(answer, tuple)]
+        if not known:
+            for answer in told:
+                if isinstance(answer, ConfigurationError):
+                    raise answer
+            raise NotSent(f"none of the sentinels at {self._address.place} tells where the primary is")
+        _, self._primary = max(known)
+        return self._primary
+
+    async def _tell(self, pool: redis_asyncio.ConnectionPool) -> tuple[int, Place] | Exception:
+        """The epoch and the place of the primary as one sentinel knows them, or why it does not tell."""
+        connection = pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await connection.connect()
+                await connection.send_command("SENTINEL", "MASTER", self._address.group)
+                fields = _fields(await connection.read_response())
+            return int(fields["config-epoch"]), (fields["ip"], int(fields["port"]))
+        except ResponseError as error:
+            return ConfigurationError(f"the sentinels do not know '{self._address.group}': {error}")
+        except (RedisError, OSError, TimeoutError, KeyError, ValueError) as error:
+            return NotSent(type(error).__name__)
+        finally:
+            await connection.disconnect(nowait=True)
+
+
+def _fields(reply: Any) -> dict[str, str]:
+    """What a sentinel tells of a group, by field: a list in the older protocol, a map in the newer."""
+    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    return {name.decode(): value.decode() for name, value in pairs}
