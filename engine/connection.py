@@ -22,11 +22,15 @@ from redis.exceptions import (
     AskError,
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
     MovedError,
     NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -73,6 +77,13 @@ _REFUSALS = {
     "TRYAGAIN": True,
     "BUSY": True,
     "LOADING": True,
+}
+
+_WORDS: dict[type[ResponseError], str] = {
+    OutOfMemoryError: "OOM",
+    MasterDownError: "MASTERDOWN",
+    ClusterDownError: "CLUSTERDOWN",
+    TryAgainError: "TRYAGAIN",
 }
 
 
@@ -399,7 +410,8 @@ def refusal(error: ResponseError) -> NotSent | None:
     """The error as a refusal, if it is one. Older servers wrap it: "ERR Error running script ...: -OOM command ..."."""
     if isinstance(error, AskError):  # MovedError is one, too
         return Elsewhere(error.slot_id, (error.host, error.port), not isinstance(error, MovedError))
-    for word in f"{type(error).__name__} {error}".replace("OutOfMemoryError", "OOM").split():
+    # Of some, redis-py has the first word as a class, and leaves it out.
+    for word in f"{_WORDS.get(type(error), '')} {error}".split():
         if (word := word.lstrip("-")) in _REFUSALS:
             return NotSent(f"Redis refuses ({word})", passing=_REFUSALS[word])
     return None

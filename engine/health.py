@@ -166,7 +166,7 @@ class Health:
 
     async def _advice(self) -> list[str]:
         """What a primary would go on selling that was cut off from its replicas, which take over meanwhile."""
-        if not self._servers.follows:
+        if not self._servers.splits:
             return []
         told = await each(self._servers.all(), lambda server: self._redis(server.info("replication"), of=server))
         # Redis tells of good replicas only where it needs them.

@@ -13,9 +13,9 @@ import contextlib
 import logging
 from collections.abc import Sequence
 
-from redis.exceptions import RedisError
+from redis.exceptions import ResponseError
 
-from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.connection import Elsewhere, NoReply, NotSent, Server, refusal
 from holdfast.engine.keys import SlotKeys
 from holdfast.engine.servers import Servers
 from holdfast.engine.wire import pack
@@ -67,8 +67,12 @@ class Leases:
     @staticmethod
     def _heard(replies: Sequence[object]) -> None:
         for reply in replies:
-            if isinstance(reply, (RedisError, NotSent, NoReply)):
-                log.warning("leases were not written: %s", reply)
+            if isinstance(reply, ResponseError):
+                reply = refusal(reply) or reply
+            if isinstance(reply, (ResponseError, NotSent, NoReply)):
+                # While a slot is being moved that is as it has to be.
+                level = logging.INFO if isinstance(reply, Elsewhere) else logging.WARNING
+                log.log(level, "leases were not written: %s", reply)
                 return
 
     async def _see_off(self, server: Server) -> None:

@@ -35,6 +35,7 @@ class Sentinels(Servers):
 
     patience_s = PATIENCE_S
     follows = True
+    splits = True
 
     def __init__(self, address: Address) -> None:
         assert address.node is not None  # as `addresses.read` makes it

@@ -38,10 +38,12 @@ class Servers:
     place: where they are, for messages.
     patience_s: seconds for which calls are worth being sent again.
     follows: whether another server may take one's place: sales are then marked with whoever has them (`renew.lua`).
+    splits: whether one that was cut off while another took its place goes on selling, unless it is told to need replicas.
     """
 
     patience_s = PATIENCE_S
     follows = False
+    splits = False
 
     def __init__(self, one: Server) -> None:
         self.one = one
