@@ -38,6 +38,8 @@ from holdfast.engine.errors import (
     UnknownTicket,
 )
 from holdfast.engine.expirations import expirations
+from holdfast.engine.healing import LOOK_S as HEALING_LOOK_S
+from holdfast.engine.healing import Healing
 from holdfast.engine.health import LEARN_S, Health
 from holdfast.engine.identity import random_id, split_ticket
 from holdfast.engine.leadership import TAKE_SECONDS, Leadership
@@ -53,7 +55,7 @@ from holdfast.engine.recovery import BUYER_TICKETS_MAX, Recovery, RecoveryReport
 from holdfast.engine.retention import Retention
 from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.secret import Keeper, establish
-from holdfast.engine.servers import FOLLOW_S, open_servers
+from holdfast.engine.servers import open_servers
 from holdfast.engine.slots import Slot, Slots
 from holdfast.engine.snapshot import FOLD_PAUSE_S, Snapshot
 from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
@@ -128,6 +130,7 @@ class Engine:
         durability: Durability = Durability.MEMORY,
         replicas: int = REPLICAS_DEFAULT,
         recover: bool = False,
+        heal: bool = False,
         leadership: Leadership | None = None,
     ) -> Self:
         """An engine that is not started yet: `async with Engine.connect(...) as engine`.
@@ -145,6 +148,7 @@ class Engine:
         durability: of payments that ask for none, in sales that say none.
         replicas: of Redis that must have a payment at `replica`.
         recover: rebuild what Redis has lost before the start is over.
+        heal: on Sentinel and Cluster, rebuild what a failover has lost, whenever that is.
         leadership: shared with engines of other processes: sweeps and copies only while this one leads. None leads.
         """
         engine = cls()
@@ -164,6 +168,7 @@ class Engine:
         engine._durability = durability
         engine._replicas = replicas
         engine._recover_at_start = recover
+        engine._heal = heal
         engine._leadership = leadership
         return engine
 
@@ -177,6 +182,7 @@ class Engine:
     _durability: Durability
     _replicas: int
     _recover_at_start: bool
+    _heal: bool
     _leadership: Leadership | None = None
     _leads: bool = False
     meters: Meters
@@ -272,7 +278,8 @@ class Engine:
             leadership = self._leadership
             background.repeat("leadership", lambda: self._take_turn(leadership), lambda: asyncio.sleep(TAKE_SECONDS))
         if self._servers.follows:
-            background.repeat("topology", self._servers.follow, lambda: asyncio.sleep(FOLLOW_S))
+            self._slots.heals = self._heal
+            background.repeat("topology", self._servers.follow, lambda: asyncio.sleep(self._servers.follow_s))
         background.repeat("registry", self._health.learn, lambda: asyncio.sleep(LEARN_S))
         background.repeat("memory", self._memory.run, lambda: asyncio.sleep(MEMORY_LOOK_S))
         if self._roles["listen"]:
@@ -291,6 +298,9 @@ class Engine:
             background.repeat("snapshot", self._snapshot.run, lambda: asyncio.sleep(seconds))
             background.repeat("folding", self._snapshot.fold_when_calm, lambda: asyncio.sleep(FOLD_PAUSE_S))
             background.repeat("retention", self._retention.run, lambda: asyncio.sleep(max(1.0, seconds)))
+        if self._heal and self._servers.follows:
+            healing = Healing(self._health, lambda slot: self.recover([slot]))
+            background.repeat("healing", healing.run, lambda: asyncio.sleep(HEALING_LOOK_S))
 
     async def _take_turn(self, leadership: Leadership) -> None:
         """Leads when no other process does, and tells the others which alarms were raised here."""

@@ -13,7 +13,7 @@ from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.memory import Memory
 from holdfast.engine.records import Definition, Entry
-from holdfast.engine.recovery import why_unready
+from holdfast.engine.recovery import OVERSOLD, why_unready
 from holdfast.engine.servers import Servers, each, milliseconds
 from holdfast.engine.slots import Slots
 from holdfast.engine.snapshot import Snapshot
@@ -123,6 +123,27 @@ class Health:
         if self._silent:
             raise self._silent[0]
         return unready
+
+    async def lost(self) -> dict[str, str | None]:
+        """The slots that are behind the store or not in Redis, and those that are fenced, each with its fence or None.
+
+        Those that were found oversold are left out: nobody but an operator can say what is to become of them.
+
+        Raises
+        ------
+        StoreError, NotSent, NoReply: the store does not answer, or no server.
+        """
+        lost: dict[str, str | None] = {}
+        after = ""
+        while sales := await self._stored(self._store.sales(after, SALES_STEP), RECOVERY_ANSWER_S):
+            heads = await self._heads([sale.id for sale in sales], RECOVERY_ANSWER_S)
+            for sale, head in zip(sales, heads, strict=True):
+                if isinstance(head, list) and why_unready(sale, head):
+                    fence = head[0].decode(errors="replace") if head[0] else None
+                    if fence is None or not fence.startswith(OVERSOLD):
+                        lost[sale.id] = fence
+            after = sales[-1].id
+        return lost
 
     async def learn(self) -> None:
         """Looks which sales there are.

@@ -20,6 +20,10 @@ log = logging.getLogger("holdfast.sentinel")
 #: Seconds for one sentinel to tell. They are asked together: one that hangs holds nobody up for longer.
 ANSWER_S = 0.5
 
+#: Seconds between two looks at who is the primary. Until somebody looks, what is written to one that was replaced and
+#: is still there is lost; a look is a small question to each sentinel.
+FOLLOW_S = 0.2
+
 #: Seconds for which calls are sent again: a primary that died is replaced after the `down-after-milliseconds` of the
 #: sentinels (1 to 5 s with the settings that `docs/howto/sentinel.md` advises) and an election of a second.
 PATIENCE_S = 10.0
@@ -36,13 +40,16 @@ class Sentinels(Servers):
     patience_s = PATIENCE_S
     follows = True
     splits = True
+    follow_s = FOLLOW_S
 
     def __init__(self, address: Address) -> None:
         assert address.node is not None  # as `addresses.read` makes it
         assert address.sentinel is not None
         self._address = address
-        self._pools = [
-            redis_asyncio.ConnectionPool(**address.sentinel | CONNECTION, host=host, port=port)
+        self._sentinels = [
+            redis_asyncio.Redis(
+                connection_pool=redis_asyncio.ConnectionPool(**address.sentinel | CONNECTION, host=host, port=port)
+            )
             for host, port in address.hosts
         ]
         #: Where connections were led to last.
@@ -78,7 +85,7 @@ class Sentinels(Servers):
         ------
         NotSent: none of them tells. ConfigurationError: they do not know the group.
         """
-        told = await asyncio.gather(*map(self._tell, self._pools))
+        told = await asyncio.gather(*map(self._tell, self._sentinels))
         known = [answer for answer in told if isinstance(answer, tuple)]
         if not known:
             for answer in told:
@@ -88,24 +95,19 @@ class Sentinels(Servers):
         _, self._primary = max(known)
         return self._primary
 
-    async def _tell(self, pool: redis_asyncio.ConnectionPool) -> tuple[int, Place] | Exception:
+    async def _tell(self, sentinel: redis_asyncio.Redis) -> tuple[int, Place] | Exception:
         """The epoch and the place of the primary as one sentinel knows them, or why it does not tell."""
-        connection = pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(ANSWER_S):
-                await connection.connect()
-                await connection.send_command("SENTINEL", "MASTER", self._address.group)
-                fields = _fields(await connection.read_response())
-            return int(fields["config-epoch"]), (fields["ip"], int(fields["port"]))
+                fields: Any = await sentinel.sentinel_master(self._address.group)
+            return int(fields["config-epoch"]), (str(fields["ip"]), int(fields["port"]))
         except ResponseError as error:
             return ConfigurationError(f"the sentinels do not know '{self._address.group}': {error}")
         except (RedisError, OSError, TimeoutError, KeyError, ValueError) as error:
             return NotSent(type(error).__name__)
-        finally:
-            await connection.disconnect(nowait=True)
 
-
-def _fields(reply: Any) -> dict[str, str]:
-    """What a sentinel tells of a group, by field: a list in the older protocol, a map in the newer."""
-    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-    return {name.decode(): value.decode() for name, value in pairs}
+    async def close(self) -> None:
+        """As `Servers.close`."""
+        await super().close()
+        for sentinel in self._sentinels:
+            await sentinel.aclose(close_connection_pool=True)

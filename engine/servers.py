@@ -36,12 +36,14 @@ class Servers:
     Attributes
     ----------
     place: where they are, for messages.
+    follow_s: seconds between two looks at where everything is.
     patience_s: seconds for which calls are worth being sent again.
     follows: whether another server may take one's place: sales are then marked with whoever has them (`renew.lua`).
-    splits: whether one that was cut off while another took its place goes on selling, unless it is told to need replicas.
+    splits: whether one that was cut off while another took its place goes on selling, unless it has to have replicas.
     """
 
     patience_s = PATIENCE_S
+    follow_s = FOLLOW_S
     follows = False
     splits = False
 

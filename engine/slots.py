@@ -35,6 +35,9 @@ SOLD_OUT_S = 0.08
 #: Seconds after which one caller asks again while the others are still refused, so that not all of them ask at once.
 SOLD_OUT_ASK_S = 0.04
 
+#: What passes by itself where somebody recovers what is behind.
+_PASSING = (Outcome.BEHIND, Outcome.FENCED)
+
 #: Seconds between two tries.
 RESEND_PAUSE_S = 0.05
 
@@ -147,9 +150,9 @@ class Slot:
         self._asking.add(packed)
         return None
 
-    async def run(self, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False) -> T:
+    async def run(self, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False, patient: bool = True) -> T:
         """As `Slots.run` on this slot."""
-        return await self._slots.run(self, send, reads=reads)
+        return await self._slots.run(self, send, reads=reads, patient=patient)
 
     async def sale(self) -> Sale:
         """As `Slots.sale` of this slot."""
@@ -177,6 +180,8 @@ class Slots:
         self.transitions = transitions
         self.meters = meters
         self._known: dict[str, Slot] = {}
+        #: Whether somebody recovers what is behind: then it is worth waiting for.
+        self.heals = False
         #: By server, why nothing is reserved now in its slots.
         self._no_reserving: Mapping[Server, NotReady] = {}
         #: Sales that are being looked up: in a stampede everybody asks for the same one, and one look is enough.
@@ -321,13 +326,16 @@ class Slots:
             raise NotSent(str(error)) from error
         slot.generation = generation
 
-    async def run(self, slot: Slot, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False) -> T:
+    async def run(
+        self, slot: Slot, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False, patient: bool = True
+    ) -> T:
         """Runs one script call, again when Redis was lost in the middle: every script tolerates to run twice.
 
         Parameters
         ----------
         send: makes the call, given the floor and whether it was sent before.
         reads: it changes nothing, so that there is no outcome to be unknown.
+        patient: somebody waits, and may wait until a slot that is behind has been recovered.
 
         Raises
         ------
@@ -343,6 +351,9 @@ class Slots:
                     await self._refresh(slot)
                 return await send(slot.floor.floor, sent)
             except Refused as refused:
+                if self.heals and patient and refused.outcome in _PASSING and loop.time() < give_up:
+                    await asyncio.sleep(RESEND_PAUSE_S)
+                    continue
                 if sent:
                     raise OutcomeUnknown from refused
                 raise await self._reason(slot, refused.outcome) from refused

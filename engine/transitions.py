@@ -371,7 +371,7 @@ class Transitions:
         try:
             while True:
                 began = time()
-                swept = await slot.run(lambda floor, _: self._scripts.expire(slot.keys, floor))
+                swept = await slot.run(lambda floor, _: self._scripts.expire(slot.keys, floor), patient=False)
                 expired += swept.expired
                 self._meters.expired += swept.expired
                 if not swept.more_due:

@@ -41,7 +41,7 @@ async def serve(settings: ServeSettings) -> None:
     ConfigurationError: it cannot start like this; nothing is left running.
     """
     stop = stop_signal()
-    engine = engine_of(settings, recover=settings.recover)
+    engine = engine_of(settings, recover=settings.recover, heal=settings.recover)
     # Checked with any token before anything is started, so that a slip costs nothing.
     settings.app_config("0" * 32)
     most = connections_max(settings)

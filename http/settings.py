@@ -91,7 +91,7 @@ class ServeSettings(Settings):
     access_log
         Log every request, one line each.
     recover
-        Rebuild what Redis has lost from the store before serving.
+        Rebuild what Redis has lost from the store before serving and, on Sentinel and Cluster, after failovers.
     demo
         Create the sale 'demo' when there is no sale at all.
     """

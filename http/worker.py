@@ -114,7 +114,7 @@ async def work(orders: Orders) -> int:
     stop = stop_signal()
     threading.Thread(target=_watch, args=(asyncio.get_running_loop(), stop), daemon=True).start()
     settings = orders.settings
-    engine = engine_of(settings, leadership=Leadership(orders.leadership))
+    engine = engine_of(settings, heal=settings.recover, leadership=Leadership(orders.leadership))
     try:
         async with engine:
             app = create_app(engine, settings.app_config(""), Totals(orders.totals, orders.place))
