@@ -13,6 +13,7 @@ import itertools
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import Context
 from typing import Any, NamedTuple
 
 import redis.asyncio as redis_asyncio
@@ -37,7 +38,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from holdfast.engine.addresses import Place, read, unusable
 from holdfast.engine.errors import ConfigurationError
-from holdfast.engine.wire import Wire, pack
+from holdfast.engine.wire import NotWritten, Wire, pack
 
 log = logging.getLogger("holdfast.connection")
 
@@ -49,8 +50,12 @@ REPLY_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 
 
-#: Connections of one process. Each carries whole batches, so that a few keep Redis busy; a server allows 10,000.
+#: Exchanges of one process with one server that are under way; most share a connection, and the others have their own.
+#: Each carries a whole batch, so that a few keep Redis busy. A server allows 10,000 connections.
 CONNECTIONS_MAX = 64
+
+#: What travels on the connection that all share: these are short in Redis and in their replies, and never wait.
+_TOGETHER = frozenset({"EVALSHA", "EVAL"})
 
 
 #: How connections are opened, whatever they lead to.
@@ -185,6 +190,8 @@ class Server:
         self._met: tuple[str, str] | None = None
         self._free: list[Any] = []
         self._busy: set[Any] = set()
+        self._shared: Any = None
+        self._opening: asyncio.Task[Any] | None = None
         self._turn = asyncio.Semaphore(CONNECTIONS_MAX)
         self._riders: list[_Rider] = []
         try:
@@ -224,8 +231,14 @@ class Server:
 
     async def abandon(self) -> None:
         """Gives up every connection: what is under way on them hears NoReply. The next call makes new ones."""
-        idle, self._free = self._free, []
-        for connection in (*idle, *self._busy):
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        left, self._free = [*self._free, *self._busy], []
+        if self._shared is not None:
+            left.append(self._shared)
+            self._shared = None
+        for connection in left:
             await connection.disconnect(nowait=True)
 
     async def call(self, *command: Any, generation: int | None = None) -> Any:
@@ -241,7 +254,7 @@ class Server:
         NoReply: the connection was lost with the command under way.
         redis.exceptions.ResponseError: Redis answered with an error.
         """
-        (reply,) = await self.exchange(pack(*command), 1, generation)
+        (reply,) = await self.exchange(pack(*command), 1, generation, alone=command[0] not in _TOGETHER)
         if isinstance(reply, ResponseError):
             raise refusal(reply) or reply
         return reply
@@ -260,42 +273,73 @@ class Server:
 
         A reply that is an error is returned in its place. Raises as `call`, which is the same for one command.
         """
-        return await self.exchange(b"".join(pack(*command) for command in commands), len(commands))
+        return await self.exchange(b"".join(pack(*command) for command in commands), len(commands), alone=True)
 
-    async def exchange(self, packed: bytes, replies: int, generation: int | None = None) -> list[Any]:
-        """As `pipeline`, with commands that are in the protocol's form already.
+    async def exchange(
+        self, packed: bytes, replies: int, generation: int | None = None, *, alone: bool = False
+    ) -> list[Any]:
+        """As `pipeline`, with commands that are in the protocol's form already, on the connection that all share.
+
+        What is sent in one turn of the event loop travels together, also while replies are still under way.
 
         Parameters
         ----------
         replies: how many commands these are. generation: as of `call`.
+        alone: on a connection of their own, because they wait in Redis or their replies are long: everybody would wait
+            behind them.
         """
         # Of now, and not of when a connection is there: until then others may meet another server, and what this call
         # carries (the floor above all) was learnt of this one.
         generation = self.generation if generation is None else generation
+        send = self._alone if alone or self._fake else self._together
         async with self._turn:
-            connection = await self._connection()
-            self._busy.add(connection)
+            if not self._riders:
+                return await send(generation, packed, replies) if replies else []
+            riders, self._riders, self.riding = self._riders, [], 0
+            ahead = sum(rider.replies for rider in riders)
+            packed = b"".join([*(rider.packed for rider in riders), packed])
             try:
-                if not self._riders:
-                    return await self._exchange(connection, generation, packed, replies)
-                riders, self._riders, self.riding = self._riders, [], 0
-                ahead = sum(rider.replies for rider in riders)
-                packed = b"".join([*(rider.packed for rider in riders), packed])
-                try:
-                    answers = await self._exchange(connection, generation, packed, ahead + replies)
-                except (NotSent, NoReply) as error:
-                    for rider in riders:
-                        rider.heard([error])
-                    raise
-                at = 0
+                answers = await send(generation, packed, ahead + replies)
+            except (NotSent, NoReply) as error:
                 for rider in riders:
-                    rider.heard(answers[at : at + rider.replies])
-                    at += rider.replies
-                return answers[ahead:]
-            finally:
+                    rider.heard([error])
+                raise
+            at = 0
+            for rider in riders:
+                rider.heard(answers[at : at + rider.replies])
+                at += rider.replies
+            return answers[ahead:]
+
+    async def _together(self, generation: int, packed: bytes, replies: int) -> list[Any]:
+        connection = self._shared
+        if connection is None or not self._usable(connection):
+            connection = await self._share()
+        self._busy.add(connection)
+        try:
+            return await self._exchange(connection, generation, packed, replies)
+        finally:
+            if not connection.wire.waiting:
                 self._busy.discard(connection)
-                if connection.is_connected:
-                    self._free.append(connection)
+                if connection is not self._shared:
+                    await self._end(connection)
+
+    async def _alone(self, generation: int, packed: bytes, replies: int) -> list[Any]:
+        connection = await self._connection()
+        self._busy.add(connection)
+        try:
+            if not connection.is_connected:
+                await self._connect(connection)
+            return await self._exchange(connection, generation, packed, replies)
+        except (NotSent, NoReply):
+            raise
+        except BaseException:
+            # A cancelled caller must not leave its reply for the next one.
+            await self._discard(connection)
+            raise
+        finally:
+            self._busy.discard(connection)
+            if connection.is_connected:
+                self._free.append(connection)
 
     def ride(self, packed: bytes, replies: int, heard: Callable[[Sequence[Any]], None]) -> None:
         """Sends commands in front of the next exchange, whosever that is; nobody waits for them.
@@ -308,53 +352,93 @@ class Server:
         self.riding += len(packed)
 
     async def _exchange(self, connection: Any, generation: int, packed: bytes, replies: int) -> list[Any]:
-        try:
-            if not connection.is_connected:
-                # Where nothing greets, with the connections of a fake, there is one server.
-                connection.generation = self.generation
-                async with asyncio.timeout(REPLY_TIMEOUT_S):
-                    if self._locate is not None:
-                        connection.host, connection.port = await self._locate()
-                    await connection.connect()
-                connection.wire = Wire(connection) if Wire.fits(connection) else None
-        except (RedisError, OSError, TimeoutError) as error:
-            await self._discard(connection)
-            raise NotSent(f"Redis at {self.place} {_why(error)}") from error
         if not generation == connection.generation == self.generation:
             # Met by another call while this one waited.
             raise NotSent("Redis was restarted or replaced")
         try:
             if connection.wire is not None:
-                answers: list[Any] = await connection.wire.exchange(packed, replies, REPLY_TIMEOUT_S)
+                answers: list[Any] = await connection.wire.exchange(packed, replies)
             else:
                 await connection.send_packed_command(packed, check_health=False)
                 answers = [await self._reply(connection) for _ in range(replies)]
+        except NotWritten as error:
+            await self._discard(connection)
+            raise NotSent("the connection to Redis was lost") from error
         except (RedisError, OSError) as error:
             await self._discard(connection)
             raise NoReply("the connection to Redis was lost") from error
-        except BaseException:
-            # A cancelled caller must not leave its reply for the next one.
-            await self._discard(connection)
-            raise
         if connection.generation != self.generation:
             # Whoever answered is not the server any more: what it has done, nobody will know of.
             await self._discard(connection)
             raise NoReply("Redis was replaced while the command was under way")
         for answer in answers:
             if isinstance(answer, (BusyLoadingError, ReadOnlyError)):
-                await connection.disconnect(nowait=True)
+                await self._discard(connection)
                 raise NotSent(f"Redis answers: {answer}")
         return answers
+
+    async def _share(self) -> Any:
+        """The connection that all share, opened once for all who ask for it meanwhile."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open(), context=Context())
+        opening = self._opening
+        try:
+            # Whoever is cancelled leaves it to the others.
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if opening.cancelled():
+                raise NotSent("the connections to Redis were given up") from None
+            raise
+        if isinstance(opened, NotSent):
+            raise NotSent(str(opened)) from opened
+        return opened
+
+    async def _open(self) -> Any:
+        """Opens it, and returns it or why that failed: an exception would be everybody's, with all their tracebacks."""
+        connection = self._make()
+        try:
+            await self._connect(connection)
+            await self._leave()
+            self._shared = connection
+            return connection
+        except NotSent as error:
+            return error
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            self._opening = None
+
+    async def _connect(self, connection: Any) -> None:
+        # Where nothing greets, with the connections of a fake, there is one server.
+        connection.generation = self.generation
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                if self._locate is not None:
+                    connection.host, connection.port = await self._locate()
+                await connection.connect()
+        except (RedisError, OSError, TimeoutError) as error:
+            await self._discard(connection)
+            raise NotSent(f"Redis at {self.place} {_why(error)}") from error
+        connection.wire = Wire(connection, REPLY_TIMEOUT_S) if Wire.fits(connection) else None
 
     async def _connection(self) -> Any:
         while self._free:
             connection = self._free.pop()
             # The server hung up while it was idle: what is sent on it now would end as an unknown outcome. Or it is not
             # the server any more, but for this connection, which something between us has kept open.
-            if connection.wire is None or (not connection.wire.lost and connection.generation == self.generation):
+            if connection.wire is None or self._usable(connection):
                 return connection
             await connection.disconnect(nowait=True)
-        return self.pool.make_connection()  # type: ignore[no-untyped-call]
+        return self._make()
+
+    def _usable(self, connection: Any) -> bool:
+        return not connection.wire.lost and connection.generation == self.generation
+
+    def _make(self) -> Any:
+        connection = self.pool.make_connection()  # type: ignore[no-untyped-call]
+        connection.wire = None
+        return connection
 
     @staticmethod
     async def _reply(connection: Any) -> Any:
@@ -364,10 +448,23 @@ class Server:
             return error
 
     async def _discard(self, connection: Any) -> None:
-        # What broke one connection most likely broke those that idle beside it.
+        # What broke one connection most likely broke those beside it.
         idle, self._free = self._free, []
+        await self._leave()
         for each in (connection, *idle):
-            await each.disconnect(nowait=True)
+            await self._end(each)
+
+    async def _leave(self) -> None:
+        """Shares the shared connection no more."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            await self._end(shared)
+
+    @staticmethod
+    async def _end(connection: Any) -> None:
+        """Closes a connection, unless somebody waits on it: then the last of them does, see `exchange`."""
+        if connection.wire is None or not connection.wire.waiting:
+            await connection.disconnect(nowait=True)
 
     async def check_policy(self) -> None:
         """Refuses a server that would throw stock away when memory is short.
@@ -395,9 +492,7 @@ class Server:
 
     async def close(self) -> None:
         """Closes every connection."""
-        for connection in (*self._free, *self._busy):
-            await connection.disconnect(nowait=True)
-        self._free = []
+        await self.abandon()
         await self.pool.disconnect()
 
 

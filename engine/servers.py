@@ -128,7 +128,7 @@ class Servers:
             packed.insert(0, pack("TIME"))
         now = 0
         try:
-            heard = await server.exchange(b"".join(packed), len(packed))
+            heard = await server.exchange(b"".join(packed), len(packed), alone=True)
             if clock:
                 now = milliseconds(heard.pop(0))
         except (NotSent, NoReply) as error:

@@ -427,8 +427,8 @@ async def test_the_reply_of_a_server_that_was_replaced_meanwhile_is_not_believed
     await bought(gig, None, "warm")  # the server knows the script
     exchange, late = Wire.exchange, [True]
 
-    async def slow(self: Wire, packed: bytes, replies: int, timeout_s: float) -> list[Any]:
-        answers = await exchange(self, packed, replies, timeout_s)
+    async def slow(self: Wire, packed: bytes, replies: int) -> list[Any]:
+        answers = await exchange(self, packed, replies)
         if late and b"ann-pays" in packed:
             late.clear()
             gig._servers.one.generation += 1

@@ -337,14 +337,14 @@ class Dying:
         self.calls = 0
 
     def wrapped(self, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def call(*args: Any) -> Any:
+        async def call(*args: Any, **more: Any) -> Any:
             # Leases that found nothing to ride along with are sent by a task of their own, at any time.
             if args[1:] == (b"", 0):
                 return await real(*args)
             number, self.calls = self.calls, self.calls + 1
             if number > self.at or (number == self.at and not self.after):
                 raise Crash
-            reply = await real(*args)
+            reply = await real(*args, **more)
             if number == self.at:
                 raise Crash
             return reply
