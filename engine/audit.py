@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from redis.exceptions import ResponseError
@@ -20,11 +20,11 @@ from redis.exceptions import ResponseError
 from holdfast.engine.feed import read as read_ledger
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.outcomes import Outcome
-from holdfast.engine.records import Definition, Entry, Record
+from holdfast.engine.records import SHARD_MARK, Definition, Entry, Record, Transfers
 from holdfast.engine.scripts import Audited, Refused, Scripts
 from holdfast.engine.servers import Servers
-from holdfast.engine.store import Cursor, Standing, Store, TicketQuery, Units
-from holdfast.engine.store.projection import definitions, read
+from holdfast.engine.store import Cursor, Standing, Store, StoredSale, TicketQuery, Units
+from holdfast.engine.store.projection import definitions, read, transfers
 from holdfast.engine.values import Status
 
 #: Buyers that one call takes out of Redis, and tickets or buyers that one asks for by name: one millisecond there.
@@ -215,16 +215,16 @@ class _Replay:
     at: the transition up to which it has come. tickets: those that began or ended on the way, by id.
     """
 
-    def __init__(
-        self, servers: Servers, store: Store, definition: Definition, standing: Standing, out: _Findings
-    ) -> None:
+    def __init__(self, servers: Servers, store: Store, sale: StoredSale, standing: Standing, out: _Findings) -> None:
         self._servers = servers
         self._store = store
         self._out = out
-        self._keys = slot_keys(definition.id)
+        self._keys = slot_keys(sale.slot)
         self._ahead: list[Entry] = []
-        self.slot = definition.id
-        self.definition = definition
+        self.slot = sale.slot
+        self.definition = definition = sale.known
+        #: As of the store's cursor; no counters are compared before that.
+        self.transfers = Transfers.parse(sale.transfers)
         self.at = Cursor(standing.progress.cursor.epoch, standing.progress.folded)
         self.tally = Tally(len(definition.items))
         self.tickets: dict[str, _Seen] = {}
@@ -281,6 +281,8 @@ class _Replay:
         for definition in definitions(entries):
             self.definition = definition
             self.tally.grow(len(definition.items))
+        if SHARD_MARK in self.slot and (told := transfers(entries)) is not None:
+            self.transfers = Transfers.parse(told)
         begun, ended = read(entries)
         for begin in begun:
             self.tally.begin(begin.buyer, begin.lines)
@@ -336,7 +338,7 @@ class Audit:
             except _Recovered:
                 # Or Redis is in the epoch of a failover, which the next snapshot copies.
                 await asyncio.sleep(ROUND_PAUSE_S)
-        return SlotAudit(slot, findings=(f"{slot} was recovered again and again while it was audited",))
+        return SlotAudit(slot, findings=(f"{slot} was recovered or amended again and again while it was audited",))
 
     async def _compare(self, slot: str, tickets: bool) -> SlotAudit:
         out = _Findings()
@@ -344,7 +346,7 @@ class Audit:
         standing = await self._store.standing(slot)
         sale = await self._store.sale(slot)
         assert sale is not None  # sales are never removed from the registry
-        replay = _Replay(self._servers, self._store, sale.known, standing, out)
+        replay = _Replay(self._servers, self._store, sale, standing, out)
         await replay.take_up(standing.units)
         cursor = standing.progress.cursor
         del standing
@@ -396,23 +398,34 @@ class _Look:
         if part.epoch != max(self._cursor.epoch, 1):
             raise _Recovered
         await self._replay.advance(part.sequence)
+        if SHARD_MARK in self._replay.slot and part.version != str(self._replay.definition.version):
+            # The registry has an amendment that this shard is about to get.
+            raise _Recovered
         self._counters(part)
         return part
 
     def _counters(self, part: Audited) -> None:
         replay, where = self._replay, f"at {part.epoch}-{part.sequence}"
         definition, tally = replay.definition, replay.tally
+        share = definition.share(replay.slot)
         there = [int(number) for number in re.findall(r"-?\d+", part.counts)]
         for at, item in enumerate(definition.items):
             held, sold = tally.held[at], tally.sold[at]
-            expected = [item.capacity - held - sold, held, sold]
+            own = share[at] - replay.transfers.lent_of(at)
+            expected = [own - held - sold, held, sold]
             counted = there[3 * at : 3 * at + 3]
             if counted != expected or min(expected) < 0:
                 self._out.add(
                     ("item", at),
                     f"{replay.slot}, item '{item.sku}': Redis has {_counted(counted)}, the ledger {_counted(expected)} "
-                    f"of {item.capacity}, {where}",
+                    f"of {own}, {where}",
                 )
+        if not _same_transfers(part.transfers, replay.transfers):
+            self._out.add(
+                "transfers",
+                f"{replay.slot}: Redis has {part.transfers or 'nothing'} lent and borrowed, the ledger "
+                f"{replay.transfers.text or 'nothing'}, {where}",
+            )
         if (part.version, part.rules) != (str(definition.version), definition.rules()):
             self._out.add(
                 "rules",
@@ -485,6 +498,14 @@ def _parsed(id: str, packed: str) -> _Seen | None:
     except (ValueError, KeyError, IndexError):
         return None
     return _Seen(record.lines, record.buyer, record.expires_at, record.status)
+
+
+def _same_transfers(there: str, expected: Transfers) -> bool:
+    """Whether two texts are the same transfers; Lua writes them in any order."""
+    try:
+        return replace(Transfers.parse(there), text="") == replace(expected, text="")
+    except ValueError:
+        return False
 
 
 def _same(there: str, expected: str) -> bool:

@@ -137,6 +137,16 @@ class Batcher:
             for call in calls[room:]:
                 tell(call[-1], refusal)
 
+    def put_first(self, calls: Sequence[Call]) -> None:
+        """Queues calls that have waited before, in front of all others; when none is taken now, they hear why."""
+        if self.refusal is not None:
+            for call in calls:
+                tell(call[-1], self.refusal)
+            return
+        self._waiting.extendleft(reversed(calls))
+        if self._task is None and self._waiting:
+            self._begin()
+
     def _begin(self) -> None:
         # In a context of its own: what goes wrong in a batch is not the request's that happened to begin it.
         self._task = asyncio.create_task(self._drain(), context=Context())

@@ -83,6 +83,7 @@ def definition(
     opens_at: object,
     closes_at: object,
     durability: object,
+    shards: object = None,
 ) -> Definition:
     """The definition of a new sale; `origin` is still empty."""
     if (capacity is None) == (items is None):
@@ -110,9 +111,18 @@ def definition(
             version=1,
             origin="",
             durability=None if durability is None else level(durability),
+            shards=_shards(shards),
             **values,
         )
     )
+
+
+def _shards(value: object) -> int | None:
+    """How many slots; None for a sale that has one."""
+    if value is None:
+        return None
+    number = integer("/shards", value, 1, limits.SHARDS_MAX)
+    return None if number == 1 else number
 
 
 def _item(pointer: str, sku: object, name_: object, capacity: object, max_per_buyer: object) -> ItemDefinition:

@@ -20,9 +20,12 @@ import redis.asyncio as redis_asyncio
 from redis.exceptions import ResponseError
 
 from holdfast.engine import checks
+from holdfast.engine.amending import Amending
 from holdfast.engine.audit import Audit, AuditReport
+from holdfast.engine.audit_shards import audit_shards
 from holdfast.engine.background import Background
 from holdfast.engine.batcher import Call, Waiter, collected
+from holdfast.engine.borrowing import Borrowing
 from holdfast.engine.connection import NoReply, NotSent
 from holdfast.engine.durability import Assurance
 from holdfast.engine.embedded import Appendfsync, EmbeddedRedis
@@ -48,19 +51,22 @@ from holdfast.engine.limits import HOLD_MS_DEFAULT, INSTANT_MS_MAX
 from holdfast.engine.listener import Listeners
 from holdfast.engine.memory import LOOK_S as MEMORY_LOOK_S
 from holdfast.engine.memory import Memory
+from holdfast.engine.mending import MEND_S, Mending
 from holdfast.engine.meters import KINDS, Meters
 from holdfast.engine.outcomes import Outcome
-from holdfast.engine.records import Definition, Record
+from holdfast.engine.records import SHARD_MARK, Definition, Record, sale_of
 from holdfast.engine.recovery import BUYER_TICKETS_MAX, Recovery, RecoveryReport
 from holdfast.engine.retention import Retention
 from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.secret import Keeper, establish
 from holdfast.engine.servers import open_servers
-from holdfast.engine.slots import Slot, Slots
+from holdfast.engine.shards import Family, Shards
+from holdfast.engine.slots import InShards, Slot, Slots
 from holdfast.engine.snapshot import FOLD_PAUSE_S, Snapshot
 from holdfast.engine.store import CursorMoved, StoredSale, StoreError, TicketQuery, open_store
 from holdfast.engine.sweeper import Sweeper
-from holdfast.engine.tail import Tail, transitions
+from holdfast.engine.tail import Tail, positions, transitions
+from holdfast.engine.transfers import Carrier
 from holdfast.engine.transitions import APPROVED, DECLINED, KEYED, RANDOM, Assured, Transitions
 from holdfast.engine.values import (
     Condition,
@@ -218,6 +224,11 @@ class Engine:
             self._transitions = Transitions(self._scripts, self._store, self._leases, self.meters)
             self._slots = Slots(self._servers, self._scripts, self._store, self._transitions, self.meters)
             self._snapshot = Snapshot(self._servers, self._store, self._slots, self.meters)
+            carrier = Carrier(self._scripts, self._store, self._snapshot)
+            self._borrowing = Borrowing(carrier, self._transitions, lambda sale: self._shards.known(sale))
+            self._shards = Shards(self._slots, self._servers, self._borrowing.short)
+            self._amending = Amending(self._scripts, self._store, self._snapshot, self._borrowing, self._transitions)
+            self._mending = Mending(self._store, self._shards, self._borrowing, self._amending)
             self._assurance = Assurance(self._servers, self._scripts, self._snapshot, self._replicas, self.meters)
             self._memory = Memory(self._servers, self._slots)
             self._health = Health(
@@ -228,6 +239,7 @@ class Engine:
             self._recovery = Recovery(
                 self._servers, self._scripts, self._store, self._slots, self._leases, self._retention_ms
             )
+            self._recovery.raise_elsewhere = self._raise_elsewhere
             self._audit = Audit(self._servers, self._scripts, self._store)
             self._listeners = Listeners(self._servers, self._heard)
             await self._assurance.require(self._durability)
@@ -297,6 +309,7 @@ class Engine:
             seconds = self._snapshot_ms / 1000
             background.repeat("snapshot", self._snapshot.run, lambda: asyncio.sleep(seconds))
             background.repeat("folding", self._snapshot.fold_when_calm, lambda: asyncio.sleep(FOLD_PAUSE_S))
+            background.repeat("shards", self._mending.run, lambda: asyncio.sleep(MEND_S))
             background.repeat("retention", self._retention.run, lambda: asyncio.sleep(max(1.0, seconds)))
         if self._heal and self._servers.follows:
             healing = Healing(self._health, lambda slot: self.recover([slot]))
@@ -330,6 +343,7 @@ class Engine:
 
     async def _finish(self) -> None:
         await self._slots.drained()
+        await self._borrowing.drained()
         await self._leases.drained()
         await self._assurance.drained()
         # Without the lead, others go on copying.
@@ -371,6 +385,7 @@ class Engine:
         opens_at: int | None = None,
         closes_at: int | None = None,
         durability: Durability | None = None,
+        shards: int | None = None,
     ) -> Sale:
         """Puts something on sale. The same call again returns the sale as it stands now, with `created` False.
 
@@ -382,6 +397,8 @@ class Engine:
         max_per_buyer: units that one buyer may hold and have bought together.
         opens_at, closes_at: Unix milliseconds; None is open-ended.
         durability: of payments that ask for none; None is the engine's. It stays as it is.
+        shards: slots over which the units are divided, so that several cores or nodes sell them; None is one. It stays
+            as it is.
 
         Raises
         ------
@@ -390,7 +407,9 @@ class Engine:
         NotReady: Redis or the store does not answer; repeat the call.
         """
         id = random_id().lower().replace("_", "0").replace("-", "0") if sale is None else sale
-        draft = checks.definition(id, name, capacity, items, hold_ms, max_per_buyer, opens_at, closes_at, durability)
+        draft = checks.definition(
+            id, name, capacity, items, hold_ms, max_per_buyer, opens_at, closes_at, durability, shards
+        )
         if draft.durability is not None:
             await self._assurance.require(draft.durability)
         origin = hashlib.blake2b(draft.json().encode(), digest_size=16).hexdigest()
@@ -400,9 +419,31 @@ class Engine:
             raise SaleExists(id)
         if stored.definition is not None:
             return await self.sale(id)
-        slot = await self._slots.get(id)  # creates what is registered and not yet in Redis
+        found = await self._find(id)  # creates what is registered and not yet in Redis
         self._sweeper.wake()
-        return replace(await self._slots.sale(slot), created=True)
+        return replace(await found.sale(), created=True)
+
+    async def _find(self, sale: str) -> Slot | Family:
+        """The sale of this id.
+
+        Raises
+        ------
+        UnknownSale, NotReady.
+        """
+        found = self._slots.whole(sale) or self._shards.known(sale)
+        if found is None:
+            if SHARD_MARK in sale:
+                raise UnknownSale(sale)
+            try:
+                found = await self._slots.get(sale)
+            except InShards:
+                found = await self._shards.get(sale)
+        return found
+
+    async def _home(self, sale: str, buyer: str) -> Slot:
+        """The slot in which this buyer reserves; raises as `_find`, and InvalidRequest."""
+        found = await self._find(sale)
+        return found if isinstance(found, Slot) else found.of(self._who(buyer))
 
     async def amend_sale(self, sale: str, changes: Mapping[str, object]) -> Sale:
         """Changes a sale while it sells, by JSON merge patch: what is absent stays, None removes a limit or an instant.
@@ -417,7 +458,9 @@ class Engine:
         InvalidRequest, UnknownSale, NotReady.
         CapacityInUse: less capacity than is held and sold.
         """
-        slot = await self._slots.get(sale)
+        slot = await self._find(sale)
+        if not isinstance(slot, Slot):
+            return await self._amending.amend(slot, changes)
         for _ in range(AMEND_ROUNDS):
             current, known = await self._slots.sale(slot), slot.definition
             wanted = checks.amended(known, changes)
@@ -452,7 +495,7 @@ class Engine:
         ------
         UnknownSale, NotReady.
         """
-        return await self._slots.sale(await self._slots.get(sale))
+        return await (await self._find(sale)).sale()
 
     async def sales(self, *, limit: int = 100, cursor: str | None = None) -> Page[Sale]:
         """Sales in the order of their ids.
@@ -499,7 +542,7 @@ class Engine:
         Overloaded, NotReady: nothing was done. OutcomeUnknown: repeat it with the same key.
         """
         waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-        slot = self._slots.known(sale) or await self._slots.get(sale)
+        slot = self._slots.whole(sale) or await self._home(sale, buyer)
         try:
             slot.reserves.put(self._order(slot, waiter, self._who(buyer), quantity, lines, key))
         except checks.UnknownSku:
@@ -527,9 +570,9 @@ class Engine:
         ------
         InvalidRequest, Overloaded, NotReady: nothing was done, and the waiter hears nothing.
         """
-        slot = self._slots.known(sale)
+        slot = self._slots.whole(sale)
         if slot is None:
-            return False
+            return self._reserve_in_shards(waiter, sale, buyer, quantity, lines, key)
         checks.buyer(buyer)
         try:
             packed = self._packed(slot, quantity, lines)
@@ -541,6 +584,34 @@ class Engine:
             waiter.set_exception(refusal)
         else:
             slot.reserves.put(self._reservation(slot, waiter, self._identity.buyer(buyer), packed, key))
+        return True
+
+    def _reserve_in_shards(
+        self,
+        waiter: Waiter,
+        sale: str,
+        buyer: str,
+        quantity: int | None,
+        lines: Mapping[str, int] | Sequence[Line] | None,
+        key: str | None,
+    ) -> bool:
+        """As `reserve_for`, of a sale in shards."""
+        family = self._shards.known(sale)
+        if family is None:
+            return False
+        checks.buyer(buyer)
+        try:
+            packed = self._packed(family.slots[0], quantity, lines)
+        except checks.UnknownSku:
+            return False
+        # What is sold out for good is so in all shards, and they remember it together.
+        refusal = family.slots[0].still_sold_out(packed) if key is None else None
+        if refusal is not None:
+            waiter.set_exception(refusal)
+        else:
+            who = self._identity.buyer(buyer)
+            slot = family.of(who)
+            slot.reserves.put(self._reservation(slot, waiter, who, packed, key))
         return True
 
     async def reserve_many(self, sale: str, entries: Sequence[Order]) -> list[Ticket | HoldfastError]:
@@ -555,19 +626,21 @@ class Engine:
         UnknownSale.
         """
 
-        def call(waiter: Waiter, who: str, order: Order) -> Call:
-            return self._order(slot, waiter, who, order.quantity, order.lines, order.key)
+        def call(waiter: Waiter, who: str, order: Order) -> tuple[Slot, Call]:
+            slot = found if isinstance(found, Slot) else found.of(who)
+            return slot, self._order(slot, waiter, who, order.quantity, order.lines, order.key)
 
         try:
-            slot = self._slots.known(sale) or await self._slots.get(sale)
+            found = await self._find(sale)
             try:
                 calls, waiters = self._calls(entries, call)
             except checks.UnknownSku:
-                await self._slots.sale(slot)
+                await found.sale()
                 calls, waiters = self._calls(entries, call)
         except NotReady as error:
             return [error] * len(entries)
-        slot.reserves.put_all(calls)
+        for slot, of_slot in calls.items():
+            slot.reserves.put_all(of_slot)
         return await collected(waiters)
 
     def _order(
@@ -701,23 +774,28 @@ class Engine:
         InvalidRequest, UnknownSale: as `reserve_many`. DurabilityUnavailable: nothing was done.
         """
 
-        def call(waiter: Waiter, who: str, payment: Payment) -> Call:
-            parts = split_ticket(payment.ticket)
-            id = parts[1] if parts is not None and parts[0] == slot.name else ""
+        def call(waiter: Waiter, who: str, payment: Payment) -> tuple[Slot, Call]:
+            slot, id = places[0], ""
+            if (parts := split_ticket(payment.ticket)) is not None and parts[0] in by_name:
+                slot, id = by_name[parts[0]], parts[1]
             assured = self._assured(waiter, slot, level)
             call = self._payment(id, assured, who, payment.ticket, payment.reference, payment.key, payment.declined)
             if not id:
                 raise UnknownTicket
-            return call
+            return slot, call
 
         try:
-            slot = self._slots.known(sale) or await self._slots.get(sale)
-            level = self._level(slot, durability)
-            await self._assurance.require(level, slot.name)
+            found = await self._find(sale)
+            places = (found,) if isinstance(found, Slot) else found.slots
+            by_name = {slot.name: slot for slot in places}
+            level = self._level(places[0], durability)
+            for slot in places:
+                await self._assurance.require(level, slot.name)
         except NotReady as error:
             return [error] * len(entries)
         calls, waiters = self._calls(entries, call)
-        slot.confirms.put_all(calls)
+        for slot, of_slot in calls.items():
+            slot.confirms.put_all(of_slot)
         return await collected(waiters)
 
     def _payment(
@@ -786,43 +864,61 @@ class Engine:
         """
         checks.page_limit(limit)
         position = _position(cursor, int, str) or (0, "")
-        slot = await self._slots.get(sale)
+        found = await self._find(sale)
         after = (int(position[0]), str(position[1]))
         if buyer is None:
+            places = (found,) if isinstance(found, Slot) else found.slots
             # The store has every ticket once it has caught up with the ledger, expiries included.
-            await self._sweeper.sweep(slot.name)
-            await self._up_to_date(slot)
-            return await self._page(slot, TicketQuery(slot.name, limit + 1, None, status, after), {}, limit)
+            await asyncio.gather(*(self._sweeper.sweep(slot.name) for slot in places))
+            await self._up_to_date(*places)
+            return await self._page(places, TicketQuery("", limit + 1, None, status, after), {}, limit)
         who = self._who(buyer)
+        slot = found if isinstance(found, Slot) else found.of(who)
         _, live = await self._slots.run(slot, lambda floor, _: self._scripts.mine(slot.keys, floor, who), reads=True)
         if len(live) >= BUYER_TICKETS_MAX:
             # Redis may have left out older ones, which the store's table need not have yet. When it names fewer, those
             # that it left out are older than one that was dropped since, and so they are folded.
             await self._up_to_date(slot)
         fresh = {record.id: record for record in live if (record.reserved_at, record.id) > after}
-        return await self._page(slot, TicketQuery(slot.name, limit + 1, who, None, after), fresh, limit, status)
+        query = TicketQuery("", limit + 1, who, None, after)
+        return await self._page((slot,), query, fresh, limit, status)
 
-    async def _up_to_date(self, slot: Slot) -> None:
-        """The store's tickets of this slot as Redis has them now, and not what comes meanwhile."""
-        await self._stored(self._redis(self._snapshot.reach({slot.name})))
-        await self._stored(self._snapshot.fold(slot.name))
+    async def _up_to_date(self, *slots: Slot) -> None:
+        """The store's tickets of these slots as Redis has them now, and not what comes meanwhile."""
+        await self._stored(self._redis(self._snapshot.reach({slot.name for slot in slots})))
+        for slot in slots:
+            await self._stored(self._snapshot.fold(slot.name))
 
     async def _page(
-        self, slot: Slot, query: TicketQuery, live: Mapping[str, Record], limit: int, status: Status | None = None
+        self,
+        slots: Sequence[Slot],
+        query: TicketQuery,
+        live: Mapping[str, Record],
+        limit: int,
+        status: Status | None = None,
     ) -> Page[Ticket]:
-        """Tickets of the store, overlaid with what Redis says of them now, and those that only Redis has so far."""
-        stored = {record.id: record for record in await self._stored(self._store.tickets(query))}
+        """Tickets of the store, overlaid with what Redis says of them now, and those that only Redis has so far.
+
+        Parameters
+        ----------
+        slots: of one sale, among which the tickets lie in one order. query: of each of them. live: of a single slot.
+        """
+        known: dict[str, tuple[Slot, Record]] = {}
+        for slot in slots:
+            found = await self._stored(self._store.tickets(replace(query, slot=slot.name)))
+            known |= {record.id: (slot, record) for record in found}
+        known |= {id: (slots[0], record) for id, record in live.items()}
         # A full page of the store ends somewhere, and what Redis has beyond that belongs to the next one.
-        merged = sorted((stored | dict(live)).values(), key=lambda record: (record.reserved_at, record.id))
+        merged = sorted(known.values(), key=lambda pair: (pair[1].reserved_at, pair[1].id))
         rows = merged[:limit]
-        reads = await asyncio.gather(*(self._read(slot, record.id) for record in rows))
+        reads = await asyncio.gather(*(self._read(slot, record.id) for slot, record in rows))
         now = max((now for now, _ in reads), default=0)
         tickets = [
             await self._transitions.shown(slot, fresh or record, now)
-            for record, (_, fresh) in zip(rows, reads, strict=True)
+            for (slot, record), (_, fresh) in zip(rows, reads, strict=True)
         ]
         wanted = query.status or status
-        last = _cursor(rows[-1].reserved_at, rows[-1].id) if len(merged) > limit else None
+        last = _cursor(rows[-1][1].reserved_at, rows[-1][1].id) if len(merged) > limit else None
         return Page(tuple(ticket for ticket in tickets if wanted is None or ticket.status == wanted), last)
 
     async def _locate(self, ticket: str) -> tuple[Slot, str]:
@@ -835,9 +931,10 @@ class Engine:
             raise UnknownTicket from None
 
     def _calls(
-        self, entries: Sequence[E], call: Callable[[Waiter, str, E], Call]
-    ) -> tuple[list[Call], list[asyncio.Future[Ticket]]]:
-        """The calls of entries and the waiter of each; one that is refused before it is sent has its answer already.
+        self, entries: Sequence[E], call: Callable[[Waiter, str, E], tuple[Slot, Call]]
+    ) -> tuple[dict[Slot, list[Call]], list[asyncio.Future[Ticket]]]:
+        """The calls of entries by slot, and the waiter of each; one that is refused before it is sent has its answer
+        already.
 
         Parameters
         ----------
@@ -849,7 +946,7 @@ class Engine:
         """
         create_future = asyncio.get_running_loop().create_future
         waiters: list[asyncio.Future[Ticket]] = []
-        calls: list[Call] = []
+        calls: dict[Slot, list[Call]] = {}
         mistakes: list[tuple[int, InvalidRequest]] = []
         refused: list[tuple[asyncio.Future[Ticket], HoldfastError]] = []
         for at, entry in enumerate(entries):
@@ -862,7 +959,8 @@ class Engine:
             waiter = create_future()
             waiters.append(waiter)
             try:
-                calls.append(call(waiter, who, entry))
+                slot, made = call(waiter, who, entry)
+                calls.setdefault(slot, []).append(made)
             except InvalidRequest as error:
                 mistakes.append((at, error))
             except HoldfastError as error:
@@ -885,7 +983,9 @@ class Engine:
 
     def ticket_id(self, sale: str, *, buyer: str, key: str) -> str:
         """The id that reserving with this key gives."""
-        return f"{sale}.{self._identity.ticket(sale, self.buyer_hash(buyer), key)}"
+        who = self.buyer_hash(buyer)
+        family = self._shards.known(sale)
+        return f"{family.of(who).name if family else sale}.{self._identity.ticket(sale, who, key)}"
 
     async def kept(self, name: str, make: Callable[[], str]) -> str:
         """A secret made once and kept beside the engine's own: 0600 in the data directory, or in the store."""
@@ -907,7 +1007,7 @@ class Engine:
 
     def knows(self, sale: str) -> bool:
         """Whether this process has met the sale: it exists."""
-        return self._slots.known(sale) is not None
+        return self._slots.whole(sale) is not None or self._shards.known(sale) is not None
 
     def waiting(self) -> dict[str, int]:
         """Calls that wait here for their batch, by kind."""
@@ -937,7 +1037,7 @@ class Engine:
 
         Parameters
         ----------
-        sales: which; None is every sale that is not ready.
+        sales: which, or which of their shards; None is everything that is not ready.
         accept_oversold: raise a capacity to what is held and sold, where that is more; else the sale stays closed.
 
         Raises
@@ -946,7 +1046,10 @@ class Engine:
         NotReady: a side does not answer, or another recovery took over; run it again.
         """
         await self._servers.meet()
-        names = list(await self._stored(self._redis(self._health.unready()))) if sales is None else list(sales)
+        if sales is None:
+            names = list(await self._stored(self._redis(self._health.unready())))
+        else:
+            names = await self._slots_of(sales)
         reports = []
         for name in names:
             stored = await self._stored(self._store.sale(name))
@@ -968,19 +1071,41 @@ class Engine:
 
         Parameters
         ----------
-        sales: which; None is all. tickets: also each ticket that is held, not only counters and buyers.
+        sales: which, or which of their shards; None is all.
+        tickets: also each ticket that is held, not only counters and buyers.
 
         Raises
         ------
         UnknownSale. NotReady: a side does not answer.
         """
-        names = list(await self._stored(self._store.cursors())) if sales is None else list(sales)
+        every = list(await self._stored(self._store.cursors()))
+        names = every if sales is None else await self._slots_of(sales)
         reports = []
         for name in names:
-            if await self._stored(self._store.sale(name)) is None:
-                raise UnknownSale(name)
             reports.append(await self._stored(self._redis(self._audit.audit(name, tickets=tickets))))
+        for sale in dict.fromkeys(sale_of(name) for name in names if SHARD_MARK in name):
+            # Between the shards, once each of them is known to agree with its own ledger.
+            if {slot for slot in every if sale_of(slot) == sale} <= set(names):
+                reports.append(await audit_shards(await self._shards.get(sale)))
         return AuditReport(tuple(reports))
+
+    async def _slots_of(self, names: Sequence[str]) -> list[str]:
+        """The slots of sales, and slots that are named themselves.
+
+        Raises
+        ------
+        UnknownSale.
+        """
+        slots: list[str] = []
+        for name in names:
+            stored = await self._stored(self._store.sale(name))
+            if stored is None:
+                raise UnknownSale(name)
+            slots += [name] if SHARD_MARK in name else stored.known.slots()
+        return slots
+
+    async def _raise_elsewhere(self, wanted: Definition) -> Definition:
+        return await self._amending.raised(await self._shards.get(wanted.id), wanted)
 
     async def _recover_lost(self) -> None:
         await self.recover()
@@ -1001,30 +1126,43 @@ class Engine:
         """
         return expirations(self._servers, self._store, self._background, sale, name, from_start)
 
-    async def tail(self, sale: str, *, after: tuple[int, int] | None = None) -> Tail:
+    async def tail(self, sale: str, *, after: tuple[int, int] | str | None = None) -> Tail:
         """A reader of the sale's ledger, for who wants to look when it suits; `transitions` looks by itself.
 
         Parameters
         ----------
-        after: epoch and sequence to go on from; (0, 0) is the beginning, None is where the ledger stands now.
+        after: a place to go on from: `EPOCH-SEQUENCE`, or those of all shards joined by commas, or epoch and sequence
+            in a sale of one slot; (0, 0) is the beginning of any sale, None is where the ledger stands now.
 
         Raises
         ------
         UnknownSale, NotReady.
-        InvalidRequest: the ledger has not come as far as `after`.
+        InvalidRequest: the ledger has not come as far as `after`, or it is no place of this sale.
         """
-        slot = await self._slots.get(sale)
-        now = (await self._slots.sale(slot)).position
-        begin = now if after is None else Position(*after)
-        if min(begin) < 0 or begin > now:
+        found = await self._find(sale)
+        now = (await found.sale()).place
+        slots = (found,) if isinstance(found, Slot) else found.slots
+        stands = positions(now)
+        if after is None:
+            begin = stands
+        elif isinstance(after, str):
+            begin = positions(after)
+        else:
+            begin = [Position(*after)] * (len(slots) if tuple(after) == (0, 0) else 1)
+        if len(begin) != len(slots):
+            raise InvalidRequest("/after", f"is no place in '{sale}', which has come to {now}")
+        if any(min(here) < 0 or here > stand for here, stand in zip(begin, stands, strict=True)):
             raise InvalidRequest("/after", f"lies outside the ledger of '{sale}', which has come to {now}")
-        return Tail(self._servers, self._store, slot, begin)
+        return Tail(self._servers, self._store, sale, slots, begin)
 
-    async def transitions(self, sale: str, *, after: tuple[int, int] | None = None) -> AsyncIterator[SaleTransition]:
-        """Every transition of a sale, in order and without a gap, from Redis or, where it was trimmed there, the store.
+    async def transitions(
+        self, sale: str, *, after: tuple[int, int] | str | None = None
+    ) -> AsyncIterator[SaleTransition]:
+        """Every transition of a sale, without a gap, from Redis or, where it was trimmed there, the store: in order in
+        each slot, and of a sale in shards those of one slot after those of another.
 
-        Without an end: while Redis or the store does not answer, it waits. Go on later with the `position` of the last
-        one that was handled.
+        Without an end: while Redis or the store does not answer, it waits. Go on later with the `place` of the last one
+        that was handled.
 
         Parameters
         ----------

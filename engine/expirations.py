@@ -77,7 +77,7 @@ async def expirations(
 async def _discover(
     servers: Servers, store: Store, readers: dict[str, _Reader], sale: str | None, name: str | None, from_start: bool
 ) -> None:
-    names = [sale] if sale is not None else list(await store.cursors())
+    names = await _slots_of(store, sale) if sale is not None else list(await store.cursors())
     for slot in names:
         if slot in readers:
             continue
@@ -93,6 +93,13 @@ async def _discover(
             if name is not None:
                 await store.set_position(name, slot, cursor)
         readers[slot] = _Reader(slot, stored.known, cursor)
+
+
+async def _slots_of(store: Store, sale: str) -> tuple[str, ...]:
+    stored = await store.sale(sale)
+    if stored is None:
+        raise UnknownSale(sale)
+    return stored.known.slots()
 
 
 async def _new(servers: Servers, store: Store, reader: _Reader, name: str | None) -> AsyncIterator[Expiration]:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.memory import Memory
-from holdfast.engine.records import Definition, Entry
+from holdfast.engine.records import Definition, Entry, sale_of, shard_of
 from holdfast.engine.recovery import OVERSOLD, why_unready
 from holdfast.engine.servers import Servers, each, milliseconds
 from holdfast.engine.slots import Slots
@@ -135,14 +135,14 @@ class Health:
         """
         lost: dict[str, str | None] = {}
         after = ""
-        while sales := await self._stored(self._store.sales(after, SALES_STEP), RECOVERY_ANSWER_S):
-            heads = await self._heads([sale.id for sale in sales], RECOVERY_ANSWER_S)
+        while sales := await self._stored(self._store.slots(after, SALES_STEP), RECOVERY_ANSWER_S):
+            heads = await self._heads([sale.slot for sale in sales], RECOVERY_ANSWER_S)
             for sale, head in zip(sales, heads, strict=True):
                 if isinstance(head, list) and why_unready(sale, head):
                     fence = head[0].decode(errors="replace") if head[0] else None
                     if fence is None or not fence.startswith(OVERSOLD):
-                        lost[sale.id] = fence
-            after = sales[-1].id
+                        lost[sale.slot] = fence
+            after = sales[-1].slot
         return lost
 
     async def learn(self) -> None:
@@ -215,19 +215,19 @@ class Health:
         seen: list[str] = []
         behind: dict[str, Cursor] = {}
         after = ""
-        while sales := await self._stored(self._store.sales(after, SALES_STEP), within):
-            heads = await self._heads([sale.id for sale in sales], within)
+        while sales := await self._stored(self._store.slots(after, SALES_STEP), within):
+            heads = await self._heads([sale.slot for sale in sales], within)
             for sale, head in zip(sales, heads, strict=True):
                 if isinstance(head, (NotSent, NoReply)):
                     # Of each node that does not answer it is told once, and not of each of its sales.
                     self._silent.append(head)
                 elif reason := why_unready(sale, head):
-                    reasons[sale.id] = reason
+                    reasons[sale.slot] = reason
                 elif now and _stands(head) > (sale.cursor.epoch, sale.cursor.sequence):
-                    behind[sale.id] = sale.cursor
-                self._snapshot.seen(sale.id, sale.cursor.epoch)
-                seen.append(sale.id)
-            after = sales[-1].id
+                    behind[sale.slot] = sale.cursor
+                self._snapshot.seen(sale.slot, sale.cursor.epoch)
+                seen.append(sale.slot)
+            after = sales[-1].slot
         self._sales = frozenset(seen)
         oldest = await self._oldest(behind)
         late = []
@@ -243,13 +243,13 @@ class Health:
         believed = self._slots.believed()
         if not believed and not self._sales:
             return ["this process knows no sale yet, and the store does not answer"]
-        names = [sale.id for sale in believed]
+        names = [sale.slot for sale in believed]
         reasons: dict[str, str] = {}
         for at in range(0, len(names), SALES_STEP):
             heads = await self._heads(names[at : at + SALES_STEP])
             for sale, head in zip(believed[at : at + SALES_STEP], heads, strict=True):
                 if not isinstance(head, (NotSent, NoReply)) and (reason := why_unready(sale, head)):
-                    reasons[sale.id] = reason
+                    reasons[sale.slot] = reason
         for slot in self._slots.all():
             if slot.generation != self._servers.generation(slot.name) and slot.name not in reasons:
                 reasons[slot.name] = (
@@ -276,7 +276,7 @@ class Health:
         cursors |= {name: each.cursor for name, each in progress.items()}
         unfolded = sum(max(0, each.cursor.sequence - each.folded) for each in progress.values()) if store else None
         try:
-            redis = await self._in_redis(sorted(cursors), cursors)
+            redis = await self._in_redis(sorted(cursors, key=lambda name: (sale_of(name), shard_of(name))), cursors)
         except (NotSent, NoReply):
             redis = {}
         return Condition(
@@ -285,7 +285,7 @@ class Health:
             redis=bool(redis),
             store=store,
             unfolded=unfolded,
-            sales_known=len(cursors),
+            sales_known=len({sale_of(slot) for slot in cursors}),
             **redis,
         )
 
@@ -304,7 +304,7 @@ class Health:
         lag = 0
         behind: dict[str, Cursor] = {}
         transitions = 0
-        sales: list[Sale] = []
+        parts: dict[str, list[Sale]] = {}
         items = 0
         for at in range(0, len(names), SALES_STEP):
             step = names[at : at + SALES_STEP]
@@ -318,18 +318,19 @@ class Health:
                 if stands > (cursor.epoch, cursor.sequence):
                     behind[name] = cursor
                     transitions += max(0, stands[1] - cursor.sequence)
-                if len(sales) < SALES_SHOWN_MAX and items < ITEMS_SHOWN_MAX:
+                begun = sale_of(name) in parts
+                if begun or (len(parts) < SALES_SHOWN_MAX and items < ITEMS_SHOWN_MAX):
                     sale = await self._shown(name, head, cursor)
                     if sale is not None:
-                        sales.append(sale)
-                        items += len(sale.items)
+                        parts.setdefault(sale.id, []).append(sale)
+                        items += 0 if begun else len(sale.items)
         oldest = await self._oldest(behind)
         used, limit = await self._fullest()
         return {
             "expiry_lag_ms": lag,
             "behind": transitions,
             "behind_ms": now - oldest if oldest else 0,
-            "sales": tuple(sales),
+            "sales": tuple(map(self._whole, parts.values())),
             "memory_used": used,
             "memory_limit": limit,
         }
@@ -363,8 +364,40 @@ class Health:
                 return None
         if len(definition.items) * 3 != len(counts.split()):
             return None
-        ready = why_unready(StoredSale(name, definition, None, cursor, 0), head) is None
+        ready = why_unready(StoredSale(definition.id, definition, None, cursor, 0, name), head) is None
         return replace(definition.sale(counts, epoch, sequence), ready=ready)
+
+    @staticmethod
+    def _whole(parts: Sequence[Sale]) -> Sale:
+        """A sale of which these are the slots that could be read, in order."""
+        sale = max(parts, key=lambda part: len(part.items))
+        if sale.shards is None:
+            return sale
+        items = []
+        for at, item in enumerate(sale.items):
+            of_each = [part.items[at] for part in parts if at < len(part.items)]
+            available, reserved, purchased = (
+                sum(counts) for counts in zip(*((i.available, i.reserved, i.purchased) for i in of_each), strict=True)
+            )
+            # The shards were read one after the other: what is beyond the capacity was met in two of them.
+            left = item.capacity - available - reserved - purchased if len(parts) == sale.shards else 0
+            items.append(
+                replace(
+                    item,
+                    available=max(0, available + min(0, left)),
+                    reserved=reserved,
+                    purchased=purchased,
+                    in_transit=max(0, left),
+                )
+            )
+        return replace(
+            sale,
+            items=tuple(items),
+            sequence=sum(part.sequence for part in parts),
+            epoch=max(part.epoch for part in parts),
+            ready=len(parts) == sale.shards and all(part.ready for part in parts),
+            place=",".join(str(part.position) for part in parts),
+        )
 
     async def _oldest(self, behind: Mapping[str, Cursor]) -> int:
         """When the oldest transition beyond these cursors was made, Unix milliseconds; 0 when there is none."""

@@ -14,6 +14,10 @@ CAPACITY_MAX = 1_000_000_000
 #: Items in one sale. All counters of a sale are read and written once per script call; 100 keep that under 0.1 ms.
 ITEMS_MAX = 100
 
+#: Slots over which one sale may be divided. Each has counters, a ledger and a cursor of its own, and to look at the
+#: whole sale is to ask all of them: 64 are more nodes than a sale of one company meets.
+SHARDS_MAX = 64
+
 #: Units on one line of a ticket: no order of a person comes near, and sums stay far from CAPACITY_MAX.
 QUANTITY_MAX = 1_000_000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from holdfast.engine.values import Durability, Item, ItemSpec, Line, Sale, Status, Terms, Ticket
@@ -18,6 +18,25 @@ ID_CHARS = 22
 
 #: Kinds of ledger lines beside those of tickets: the sale was created, amended or recovered.
 SALE_LINE = "s"
+
+#: Units moved between this shard and another; the line ends with all that this shard has lent and borrowed.
+TRANSFER_LINE = "t"
+
+#: In the place of lines where there are none.
+NO_LINES = "-"
+
+#: Between a sale's id and the number of a shard in the name of a slot.
+SHARD_MARK = "~"
+
+
+def sale_of(slot: str) -> str:
+    """The sale that lives in the slot of this name."""
+    return slot.partition(SHARD_MARK)[0]
+
+
+def shard_of(slot: str) -> int:
+    """The number of the shard that this slot is, from 1; 0 for the slot of a sale that is in no shards."""
+    return int(slot.partition(SHARD_MARK)[2] or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +59,9 @@ class Definition:
     origin: digest of the request that created the sale, to know its repeat.
     durability: of payments that ask for none. Fixed for good: other processes read a definition again only when it is
         needed, and a payment must not be less safe than was said.
+    shards: over how many slots the units are divided; None is one, named by the sale. Fixed for good.
+    excess: by number of the shard, units of each item that its share has beyond an equal part: what a recovery found
+        sold there beyond what there was.
     """
 
     id: str
@@ -52,6 +74,8 @@ class Definition:
     version: int
     origin: str
     durability: Durability | None = None
+    shards: int | None = None
+    excess: Mapping[str, Sequence[int]] | None = None
 
     def json(self) -> str:
         """One line, keys in order: equal definitions are equal texts."""
@@ -71,6 +95,11 @@ class Definition:
         }
         if self.durability is not None:
             body["durability"] = self.durability
+        # Absent where there are none: an older text, and the origin that was made from it, stay as they are.
+        if self.shards is not None:
+            body["shards"] = self.shards
+        if self.excess is not None:
+            body["excess"] = self.excess
         return json.dumps(body, separators=(",", ":"))
 
     @staticmethod
@@ -86,12 +115,31 @@ class Definition:
         numbers = [self.hold_ms, self.max_per_buyer or 0, self.opens_at or 0, self.closes_at or 0]
         return " ".join(map(str, numbers + [item.max_per_buyer or 0 for item in self.items]))
 
-    def capacities(self) -> str:
-        return " ".join(str(item.capacity) for item in self.items)
+    def slots(self) -> tuple[str, ...]:
+        """The names of the slots in which the sale lives, in order."""
+        if self.shards is None:
+            return (self.id,)
+        return tuple(f"{self.id}{SHARD_MARK}{number}" for number in range(1, self.shards + 1))
 
-    def fresh_counts(self) -> str:
-        """The counters of a sale of which nothing is held or sold."""
-        return " ".join(f"{item.capacity} 0 0" for item in self.items)
+    def share(self, slot: str) -> tuple[int, ...]:
+        """Of each item, how many of its units are this slot's own: they add up to the capacity over all slots."""
+        if self.shards is None:
+            return tuple(item.capacity for item in self.items)
+        number, excess = shard_of(slot), self.excess or {}
+        share = []
+        for at, item in enumerate(self.items):
+            beyond = {shard: units[at] for shard, units in excess.items() if at < len(units)}
+            equal, rest = divmod(max(0, item.capacity - sum(beyond.values())), self.shards)
+            share.append(equal + (number <= rest) + beyond.get(str(number), 0))
+        return tuple(share)
+
+    def capacities(self, slot: str | None = None) -> str:
+        """The capacities of this slot; of the only one where none is named."""
+        return " ".join(map(str, self.share(slot or self.id)))
+
+    def fresh_counts(self, slot: str | None = None) -> str:
+        """The counters of this slot when nothing is held or sold."""
+        return " ".join(f"{units} 0 0" for units in self.share(slot or self.id))
 
     def sale(self, counts: bytes | str, epoch: int, sequence: int) -> Sale:
         """The sale with its counters as they stood at `sequence`."""
@@ -111,6 +159,7 @@ class Definition:
             sequence=sequence,
             durability=self.durability,
             epoch=epoch,
+            shards=self.shards,
         )
 
     def terms(self) -> Terms:
@@ -123,6 +172,7 @@ class Definition:
             opens_at=self.opens_at,
             closes_at=self.closes_at,
             durability=self.durability,
+            shards=self.shards,
         )
 
     def lines(self, packed: str) -> tuple[Line, ...]:
@@ -135,6 +185,64 @@ class Definition:
     def indexes(self) -> dict[str, int]:
         """The number of each sku, from 1, as packed lines name them."""
         return {item.sku: at for at, item in enumerate(self.items, start=1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """What a shard has lent and borrowed, as `lua/includes/transfers.lua` keeps it.
+
+    Parameters
+    ----------
+    text: as it lies in Redis and in the store; empty where nothing ever was.
+    steps: how often it has changed. lent: units of each item, sent to other shards less received from them.
+    out: by borrower, number and lines of the last transfer to it; the lines are empty once it is settled.
+    into: by lender, number of the last transfer received from it.
+    """
+
+    text: str = ""
+    steps: int = 0
+    lent: tuple[int, ...] = ()
+    out: Mapping[int, tuple[int, str]] = field(default_factory=dict)
+    into: Mapping[int, int] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(text: str | bytes | None) -> Transfers:
+        """Reads what a script wrote.
+
+        Raises
+        ------
+        ValueError: it is damaged.
+        """
+        if not text:
+            return Transfers()
+        text = text.decode() if isinstance(text, bytes) else text
+        try:
+            body = json.loads(text)
+            # An empty table of Lua may be written as a list.
+            out, into = dict(body["out"] or {}), dict(body["into"] or {})
+            return Transfers(
+                text,
+                int(body["steps"]),
+                tuple(int(units) for units in body["lent"]),
+                {int(shard): (int(last["number"]), str(last.get("lines", ""))) for shard, last in out.items()},
+                {int(shard): int(number) for shard, number in into.items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not what a shard has lent and borrowed: {error}") from error
+
+    def lent_of(self, item: int) -> int:
+        """Net units lent of the item with this number, from 0; none of one that was added since the last transfer."""
+        return self.lent[item] if item < len(self.lent) else 0
+
+    def unsettled(self) -> dict[int, tuple[int, str]]:
+        """By borrower, number and lines of what was sent to it and is not known to be there for good."""
+        return {shard: last for shard, last in self.out.items() if last[1]}
+
+
+def units_of(lines: str) -> list[tuple[int, int]]:
+    """Packed lines as item numbers, from 1, and units; none for an empty text."""
+    parts = (part.partition(":") for part in lines.split(",") if part)
+    return [(int(item), int(units)) for item, _, units in parts]
 
 
 def pack_lines(lines: Iterable[tuple[int, int]]) -> str:
@@ -230,10 +338,11 @@ class Transition(NamedTuple):
 
     Parameters
     ----------
-    kind: `r`, `p`, `c`, `x` of a ticket, or `s` of the sale itself.
-    ticket: id without the slot; empty for `s`.
+    kind: `r`, `p`, `c`, `x` of a ticket, `s` of the sale itself, or `t` of units moved between shards.
+    ticket: id without the slot; empty for `s` and `t`.
     lines: packed; for `s` the definition as JSON.
-    buyer: of `r`. expires_at: of `r` and `x`. operation, reference: of `p` and `c`.
+    buyer: of `r`. expires_at: of `r` and `x`. operation, reference: of `p` and `c`; of `t` what was done
+        (`lent`, `received`, `settled`, `recovered`), and the transfers as JSON from then on.
     """
 
     epoch: int
@@ -278,6 +387,9 @@ class Entry:
             kind, _, rest = line.partition(" ")
             if kind == SALE_LINE:
                 told.append((kind, "", rest, "", 0, "", ""))
+            elif kind == TRANSFER_LINE:
+                done, _, _, lines, state = rest.split(" ", 4)
+                told.append((kind, "", lines, "", 0, done, state))
             elif kind == "r":
                 lines, expires_at, pairs = rest.split(" ")
                 deadline = int(expires_at)

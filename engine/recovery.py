@@ -13,7 +13,7 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -25,7 +25,18 @@ from holdfast.engine.keys import SlotKeys, slot_keys
 from holdfast.engine.leases import Leases
 from holdfast.engine.limits import BATCH_MAX
 from holdfast.engine.outcomes import Outcome
-from holdfast.engine.records import ID_CHARS, LETTER_OF, SALE_LINE, Definition, Entry, Record
+from holdfast.engine.records import (
+    ID_CHARS,
+    LETTER_OF,
+    NO_LINES,
+    SALE_LINE,
+    TRANSFER_LINE,
+    Definition,
+    Entry,
+    Record,
+    Transfers,
+    shard_of,
+)
 from holdfast.engine.scripts import Fenced, Refused, Restored, Scripts
 from holdfast.engine.servers import Servers, milliseconds
 from holdfast.engine.slots import Slots
@@ -210,6 +221,8 @@ class Recovery:
         self._slots = slots
         self._leases = leases
         self._retention_ms = retention_ms
+        #: Has the first shard and the store take up a raised capacity, before another shard opens with it.
+        self.raise_elsewhere: Callable[[Definition], Awaitable[Definition]] | None = None
 
     async def recover(self, sale: StoredSale, *, accept_oversold: bool = False) -> SlotReport:
         """Rebuilds the slot of one sale.
@@ -223,7 +236,7 @@ class Recovery:
         Refused: another recovery took the fence over; it will finish, or be run again.
         StoreError, CursorMoved, NotSent, NoReply: a side did not answer; the fence stands, run it again.
         """
-        keys, token, found = slot_keys(sale.id), random_id(), _Found()
+        keys, token, found = slot_keys(sale.slot), random_id(), _Found()
         fenced = await self._scripts.fence(keys, token)
         for _ in range(ROUNDS_MAX):
             try:
@@ -233,20 +246,21 @@ class Recovery:
                 await self._still_ours(keys, token)
                 continue
             except _Overtaken:
-                return await self.recover(await self._again(sale.id), accept_oversold=accept_oversold)
+                return await self.recover(await self._again(sale.slot), accept_oversold=accept_oversold)
             log.info("recovered %s", report)
             return report
-        raise CursorMoved(sale.id)
+        raise CursorMoved(sale.slot)
 
     async def _rebuild(
         self, stood: StoredSale, keys: SlotKeys, token: str, fenced: Fenced, found: _Found, accept_oversold: bool
     ) -> SlotReport:
-        slot = stood.id
+        slot = stood.slot
         found.appended += await self._drain(slot, keys, found)
         found.conflicts += await self._fold(slot)  # each ticket of Redis is compared with the folded ones
         sale = await self._again(slot)
         drained = sale.cursor
         definition = await self._newest(sale, keys, found)
+        transfers = await self._newest_transfers(sale, keys, found)
         append = _Appending(self, sale, keys, token, max(fenced.epoch, sale.cursor.epoch, 1) + 1)
         amended = max(0, definition.version - sale.known.version)
         if amended:
@@ -257,20 +271,25 @@ class Recovery:
         found.last_known_at = max(found.last_known_at, await self._last_at(slot, drained))
         if not found.looked:
             found.missing = self._missing(keys, fenced, drained, only_there + amended)
+        if transfers.text != (sale.transfers or ""):
+            await append.lines([(fenced.now, _transfer_line(transfers))])
         await append.lines([(fenced.now, _sale_line(definition))])
         found.looked = True
         found.conflicts += append.conflicts + await self._fold(slot)
 
-        tally = await self._filled(slot, keys, token, definition)
+        tally = await self._filled(slot, keys, token, definition, transfers)
         oversold = _oversold(definition, tally)
         if oversold and await self._expire_due(slot, append):
             await append.lines([(fenced.now, _sale_line(definition))])
             await self._fold(slot)
-            tally = await self._filled(slot, keys, token, definition)
+            tally = await self._filled(slot, keys, token, definition, transfers)
             oversold = _oversold(definition, tally)
         accepted: tuple[str, ...] = ()
         if oversold and accept_oversold:
-            definition, accepted, oversold = _raised(definition, tally), oversold, ()
+            raised = _raised(definition, slot, tally)
+            if self.raise_elsewhere is not None and shard_of(slot) > 1:
+                raised = await self.raise_elsewhere(raised)
+            definition, accepted, oversold = raised, oversold, ()
             await append.lines([(fenced.now, _sale_line(definition))])
             await self._fold(slot)
         report = SlotReport(
@@ -295,7 +314,7 @@ class Recovery:
             await self._still_ours(keys, token)
             await self._scripts.fence(keys, OVERSOLD + " ".join(oversold))
         else:
-            await self._open(sale, keys, token, definition, append.cursor, tally)
+            await self._open(sale, keys, token, definition, append.cursor, tally, transfers)
             if (await self._again(slot)).cursor.epoch > append.cursor.epoch:
                 # A recovery that had lost its fence to us raised the epoch after we had read it: Redis is behind again.
                 raise _Overtaken
@@ -309,6 +328,7 @@ class Recovery:
         definition: Definition,
         cursor: Cursor,
         tally: _Tally,
+        transfers: Transfers,
     ) -> None:
         await self._scripts.unfence(
             keys,
@@ -321,8 +341,9 @@ class Recovery:
             definition.rules(),
             " ".join(f"{left} {held} {sold}" for left, held, sold in tally.counts),
             "1" if tally.dropped or sale.dropped else "0",
+            transfers.text,
         )
-        if slot := self._slots.known(sale.id):
+        if slot := self._slots.known(sale.slot):
             slot.floor, slot.definition = cursor, definition
 
     # -- the store made complete -----------------------------------------------------------------------------------
@@ -337,9 +358,23 @@ class Recovery:
             there = Definition.from_json(text)
             there.rules(), there.fresh_counts()
         except (ValueError, TypeError, KeyError, AttributeError):
-            _note(found.damaged, f"{sale.id}: its definition in Redis cannot be read; the store's is used")
+            _note(found.damaged, f"{sale.slot}: its definition in Redis cannot be read; the store's is used")
             return known
         return there if there.origin == known.origin and there.version > known.version else known
+
+    async def _newest_transfers(self, sale: StoredSale, keys: SlotKeys, found: _Found) -> Transfers:
+        """What the shard has lent and borrowed, by the side that knows more. Redis alone may know a step that nobody
+        relies on yet; it is taken up, since tickets may have been sold from what came by it."""
+        known = Transfers.parse(sale.transfers)
+        try:
+            there = Transfers.parse(await self._servers.call(keys.slot, "HGET", keys.sale, "transfers"))
+        except ValueError:
+            _note(
+                found.damaged,
+                f"{sale.slot}: what it has lent cannot be read in Redis; the store's is used",
+            )
+            return known
+        return there if there.steps > known.steps else known
 
     async def _still_ours(self, keys: SlotKeys, token: str) -> None:
         fence = await self._servers.call(keys.slot, "HGET", keys.sale, "fence")
@@ -514,11 +549,14 @@ class Recovery:
 
     # -- Redis filled from it --------------------------------------------------------------------------------------
 
-    async def _filled(self, slot: str, keys: SlotKeys, token: str, definition: Definition) -> _Tally:
+    async def _filled(
+        self, slot: str, keys: SlotKeys, token: str, definition: Definition, transfers: Transfers
+    ) -> _Tally:
         """Empties Redis, puts tickets, buyers and deadlines of the store into it, and adds up the counters."""
         await self._scripts.clear(keys, token)
         horizon = milliseconds(await self._servers.of(slot).call("TIME")) - self._retention_ms
-        tally = _Tally([[item.capacity, 0, 0] for item in definition.items])
+        share = definition.share(slot)
+        tally = _Tally([[units - transfers.lent_of(at), 0, 0] for at, units in enumerate(share)])
         # One step is under way while the next is put together: Redis works on it for as long as this process does.
         under_way: asyncio.Task[None] | None = None
         try:
@@ -579,7 +617,7 @@ class _Appending:
         self._keys = keys
         self._token = token
         self._epoch = epoch
-        self.slot = sale.id
+        self.slot = sale.slot
         self.cursor = sale.cursor
         self.conflicts: list[str] = []
 
@@ -601,23 +639,23 @@ class _Appending:
 def why_unready(sale: StoredSale, head: object) -> str | None:
     """Why a slot cannot sell, given fence, epoch, sequence and counters of its hash; None when it can."""
     if not isinstance(head, list):
-        return f"'{sale.id}': Redis answers {type(head).__name__}; what lies there is no sale"
+        return f"'{sale.slot}': Redis answers {type(head).__name__}; what lies there is no sale"
     fence, epoch, sequence, counts = head
     if fence and fence.startswith(OVERSOLD.encode()):
         skus = fence.decode().removeprefix(OVERSOLD)
-        return f"'{sale.id}' has sold more than there is of {skus}, and stays closed. {_way_out(sale.id)}"
+        return f"'{sale.slot}' has sold more than there is of {skus}, and stays closed. {_way_out(sale.slot)}"
     if fence:
-        return f"'{sale.id}' is being rebuilt, or was when its recovery was interrupted"
+        return f"'{sale.slot}' is being rebuilt, or was when its recovery was interrupted"
     if not epoch:
         at = sale.cursor.floor
-        return None if sale.definition is None else f"'{sale.id}' is not in Redis, and the store has it at {at}"
+        return None if sale.definition is None else f"'{sale.slot}' is not in Redis, and the store has it at {at}"
     try:
         stands = Cursor(int(epoch), int(sequence))
         [int(count) for count in counts.split()]
     except (TypeError, ValueError, AttributeError):
-        return f"'{sale.id}' is damaged in Redis: its epoch, sequence or counters are none"
+        return f"'{sale.slot}' is damaged in Redis: its epoch, sequence or counters are none"
     if (stands.epoch, stands.sequence) < (sale.cursor.epoch, sale.cursor.sequence):
-        return f"'{sale.id}' stands at {stands.floor} in Redis, the store at {sale.cursor.floor}"
+        return f"'{sale.slot}' stands at {stands.floor} in Redis, the store at {sale.cursor.floor}"
     return None
 
 
@@ -697,18 +735,30 @@ def _sale_line(definition: Definition) -> str:
     return f"{SALE_LINE} {definition.json()}"
 
 
+def _transfer_line(transfers: Transfers) -> str:
+    return f"{TRANSFER_LINE} recovered 0 0 {NO_LINES} {transfers.text}"
+
+
 def _oversold(definition: Definition, tally: _Tally) -> tuple[str, ...]:
     return tuple(item.sku for item, (left, _, _) in zip(definition.items, tally.counts, strict=True) if left < 0)
 
 
-def _raised(definition: Definition, tally: _Tally) -> Definition:
-    """The definition with the capacity of whatever is oversold raised to what is held and sold; the counters follow."""
-    items = []
+def _raised(definition: Definition, slot: str, tally: _Tally) -> Definition:
+    """The definition with the capacity of whatever is oversold raised to what is held and sold; the counters follow.
+    Of a shard the share is raised with it, and those of the others stay."""
+    items, more = [], []
     for item, counts in zip(definition.items, tally.counts, strict=True):
-        if counts[0] < 0:
-            item, counts[0] = replace(item, capacity=item.capacity - counts[0]), 0
-        items.append(item)
-    return replace(definition, items=tuple(items), version=definition.version + 1)
+        more.append(max(0, -counts[0]))
+        counts[0] = max(0, counts[0])
+        items.append(replace(item, capacity=item.capacity + more[-1]))
+    raised = replace(definition, items=tuple(items), version=definition.version + 1)
+    if definition.shards is None:
+        return raised
+    excess = dict(definition.excess or {})
+    had = list(excess.get(str(shard_of(slot)), ()))
+    had += [0] * (len(more) - len(had))
+    excess[str(shard_of(slot))] = [units + beyond for units, beyond in zip(had, more, strict=True)]
+    return replace(raised, excess=excess)
 
 
 def _note(sentences: list[str], sentence: str) -> None:

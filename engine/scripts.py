@@ -112,7 +112,7 @@ class Audited(NamedTuple):
 
     Parameters
     ----------
-    epoch, sequence: 0 where damage lies in their place. counts, version, rules: as they lie there.
+    epoch, sequence: 0 where damage lies in their place. counts, version, rules, transfers: as they lie there.
     cursor: where a scan goes on; `0` at its end.
     found: values by name, of what was met or asked for; empty where there is none.
     """
@@ -122,6 +122,7 @@ class Audited(NamedTuple):
     counts: str
     version: str
     rules: str
+    transfers: str
     cursor: str
     found: dict[str, str]
 
@@ -218,6 +219,19 @@ class Scripts:
         _, now, _, sequence, expired, more_due, deadline = await self._run_slot(keys.slot, "expire", _all(keys), floor)
         return Swept(now, sequence, expired, bool(more_due), None if deadline < 0 else deadline)
 
+    async def lend(self, keys: SlotKeys, floor: str, borrower: int, wanted: str) -> tuple[int, str]:
+        """Number and lines of what is in transit to this borrower then; lines that are empty where it is nothing."""
+        _, number, lines = await self._run_slot(keys.slot, "lend", _all(keys), floor, str(borrower), wanted)
+        return number, lines.decode()
+
+    async def receive(self, keys: SlotKeys, floor: str, lender: int, number: int, lines: str) -> None:
+        """Makes available what was in transit; once, however often it is called."""
+        await self._run_slot(keys.slot, "receive", (keys.sale, keys.ledger), floor, str(lender), str(number), lines)
+
+    async def settle(self, keys: SlotKeys, floor: str, borrower: int, number: int) -> None:
+        """Ends a transfer that was received for good."""
+        await self._run_slot(keys.slot, "settle", (keys.sale, keys.ledger), floor, str(borrower), str(number))
+
     async def read(self, keys: SlotKeys, floor: str, ids: Sequence[str]) -> tuple[int, list[Record | None]]:
         """The server's clock, and the records in the order asked for."""
         reply = await self._run_slot(keys.slot, "read", (keys.sale, keys.tickets), floor, *ids)
@@ -233,9 +247,9 @@ class Scripts:
     async def audit(self, keys: SlotKeys, what: str, *args: str) -> Audited:
         """Part of a slot: `scan` of its buyers, with what HSCAN takes after the key; `buyers` or `tickets` by name."""
         reply = await self._run_slot(keys.slot, "audit", (keys.sale, keys.tickets, keys.buyers), what, *args)
-        counts, version, rules, cursor, *found = (raw.decode(errors="backslashreplace") for raw in reply[3:])
+        counts, version, rules, transfers, cursor, *found = (raw.decode(errors="backslashreplace") for raw in reply[3:])
         pairs = dict(zip(found[::2], found[1::2], strict=True))
-        return Audited(_number(reply[1]), _number(reply[2]), counts, version, rules, cursor, pairs)
+        return Audited(_number(reply[1]), _number(reply[2]), counts, version, rules, transfers, cursor, pairs)
 
     async def drop(self, keys: SlotKeys, floor: str, cursor: int, before: int, ids: Sequence[str]) -> int:
         """How many of the tickets left."""
@@ -257,7 +271,7 @@ class Scripts:
         await self._run_slot(keys.slot, "restore", names, token, str(items), *ids, *buyers, *lines, *records)
 
     async def unfence(self, keys: SlotKeys, token: str, *fields: str) -> None:
-        """`fields`: epoch, sequence, definition, origin, version, rules, counts, dropped."""
+        """`fields`: epoch, sequence, definition, origin, version, rules, counts, dropped, transfers."""
         await self._run_slot(keys.slot, "unfence", (keys.sale, keys.ledger), token, *fields)
 
     async def renew(self, keys: SlotKeys, floor: str, reign: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
-from holdfast.engine.batcher import Batcher
+from holdfast.engine.batcher import Batcher, Waiter
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, SoldOut, UnknownSale
 from holdfast.engine.keys import SlotKeys, slot_keys
@@ -42,6 +42,21 @@ _PASSING = (Outcome.BEHIND, Outcome.FENCED)
 RESEND_PAUSE_S = 0.05
 
 
+class InShards(UnknownSale):
+    """The sale of this id lives in several slots, and in none that is named by it."""
+
+
+class Short(Protocol):
+    """Takes the reservations for which a shard has too little."""
+
+    def __call__(self, slot: Slot, others: Sequence[Unmade], /) -> list[Unmade]:
+        """Those that are left: they are refused for another reason."""
+
+
+#: A reservation that was not made: id, buyer, order, waiter, and what the script has answered.
+Unmade = tuple[str, str, str, Waiter, bytes]
+
+
 class KnownLines(dict[str, tuple[Line, ...]]):
     """Packed lines read once, up to `LINES_KNOWN_MAX` kinds of them.
 
@@ -63,6 +78,9 @@ class Slot:
 
     Attributes
     ----------
+    sold_out: packed lines that were sold out for good a moment ago: when Redis was asked, and the refusal. Shards of
+        one sale share it.
+    short: who looks for units elsewhere when this slot has too few; None in a sale of one slot.
     floor: the store's cursor; a server that is below it has lost something, and every script refuses there.
     generation: of the server that was checked against the floor last.
     position: where its ledger stood in the last reply to a payment; nowhere before the first.
@@ -74,6 +92,10 @@ class Slot:
         self.keys: SlotKeys = slot_keys(name)
         #: Before the id in a ticket's name.
         self.ticket_prefix = f"{name}."
+        self.sold_out: dict[str, tuple[float, SoldOut]] = {}
+        #: Those of which somebody asks again.
+        self.asking: set[str] = set()
+        self.short: Short | None = None
         self.floor = floor
         self.generation = generation
         self.definition = definition
@@ -105,10 +127,8 @@ class Slot:
         self.lines = KnownLines(definition)
         #: Lines of so many units of the only item, packed.
         self.packed: dict[int | None, str] = {}
-        #: Packed lines that were sold out for good a moment ago: when Redis was asked, and the refusal.
-        self.sold_out: dict[str, tuple[float, SoldOut]] = {}
-        #: Those of which somebody asks again.
-        self._asking: set[str] = set()
+        self.sold_out.clear()
+        self.asking.clear()
 
     def learn(self, told: bytes) -> None:
         """Takes up the definition that Redis tells; the same one again costs nothing, and forgets nothing."""
@@ -131,7 +151,7 @@ class Slot:
         if len(self.sold_out) >= LINES_KNOWN_MAX:
             self.sold_out.clear()
         self.sold_out[packed] = asked_at, refusal
-        self._asking.discard(packed)
+        self.asking.discard(packed)
 
     def still_sold_out(self, packed: str) -> SoldOut | None:
         """The refusal of what was sold out a moment ago; None to whoever has to ask Redis.
@@ -145,9 +165,9 @@ class Slot:
         age = self.time() - asked_at
         if age < SOLD_OUT_ASK_S:
             return refusal
-        if age < SOLD_OUT_S and packed in self._asking:
+        if age < SOLD_OUT_S and packed in self.asking:
             return refusal
-        self._asking.add(packed)
+        self.asking.add(packed)
         return None
 
     async def run(self, send: Callable[[str, bool], Awaitable[T]], *, reads: bool = False, patient: bool = True) -> T:
@@ -182,6 +202,8 @@ class Slots:
         self._known: dict[str, Slot] = {}
         #: Whether somebody recovers what is behind: then it is worth waiting for.
         self.heals = False
+        #: Those of sales that are in no shards. A buyer names a sale, and must not get into a shard by its name.
+        self._whole: dict[str, Slot] = {}
         #: By server, why nothing is reserved now in its slots.
         self._no_reserving: Mapping[Server, NotReady] = {}
         #: Sales that are being looked up: in a stampede everybody asks for the same one, and one look is enough.
@@ -190,6 +212,10 @@ class Slots:
     def known(self, name: str) -> Slot | None:
         """The slot if this process has met it."""
         return self._known.get(name)
+
+    def whole(self, sale: str) -> Slot | None:
+        """The slot of this sale, if this process has met it and it is in no shards."""
+        return self._whole.get(sale)
 
     def raise_floor(self, name: str, cursor: Cursor) -> None:
         """The store has copied this far: a server that has less is not to be believed."""
@@ -202,7 +228,7 @@ class Slots:
 
     def believed(self) -> list[StoredSale]:
         """The sales as the store had them when it was asked last: all that can be said while it does not answer."""
-        return [StoredSale(slot.name, slot.definition, None, slot.floor, 0) for slot in self.all()]
+        return [StoredSale(slot.definition.id, slot.definition, None, slot.floor, 0, slot.name) for slot in self.all()]
 
     def refuse_reserving(self, refusals: Mapping[Server, NotReady]) -> None:
         """Has the slots of these servers refuse to reserve, and all others reserve again."""
@@ -225,7 +251,7 @@ class Slots:
 
         Raises
         ------
-        UnknownSale: the registry has no such sale.
+        UnknownSale: the registry has no such slot. InShards: but a sale of this id.
         NotReady: store or Redis does not answer.
         """
         joined = True
@@ -256,16 +282,25 @@ class Slots:
         stored = await self.registered(name)
         if stored is None:
             raise UnknownSale(name)
+        if stored.slot != name:
+            raise InShards(name)
         slot = Slot(name, stored.known, stored.cursor, generation, self)
         if stored.definition is None:
-            await self.create(slot, stored.known)
+            await self.create(stored.known)
 
         async def look(floor: str, again: bool) -> None:
             with contextlib.suppress(Refused):  # whoever wants something of it hears why
                 await self._meet(slot)
 
         await self.run(slot, look, reads=True)
-        return self._known.setdefault(name, slot)
+        slot = self._known.setdefault(name, slot)
+        if slot.definition.shards is None:
+            self._whole[name] = slot
+        return slot
+
+    def _forget(self, name: str) -> None:
+        self._known.pop(name, None)
+        self._whole.pop(name, None)
 
     async def _meet(self, slot: Slot) -> None:
         """Learns the definition that Redis has, and marks the slot with the server that has it.
@@ -292,20 +327,22 @@ class Slots:
         except StoreError as error:
             raise NotReady(str(error)) from error
 
-    async def create(self, slot: Slot, definition: Definition) -> None:
-        """Brings a registered sale into Redis and settles the intent; may be run again, and by two at once."""
-        rules, counts = definition.rules(), definition.fresh_counts()
+    async def create(self, definition: Definition) -> None:
+        """Brings a registered sale into Redis, every slot of it, and settles the intent; two may do so at once."""
+        await asyncio.gather(*(self._create(name, definition) for name in definition.slots()))
+        try:
+            await self._store.settle(definition.id, definition)
+        except StoreError as error:
+            raise NotReady(str(error)) from error
+
+    async def _create(self, name: str, definition: Definition) -> None:
+        slot = Slot(name, definition, Cursor(0, 0), self._servers.generation(name), self)
+        rules, counts = definition.rules(), definition.fresh_counts(name)
         outcome = await self.run(
             slot, lambda *_: self._scripts.create(slot.keys, definition.json(), definition.origin, rules, counts)
         )
         if outcome is Outcome.SALE_EXISTS:
-            raise NotReady(
-                f"Redis has another sale '{slot.name}' than the store: is this the right Redis for this store?"
-            )
-        try:
-            await self._store.settle(slot.name, definition)
-        except StoreError as error:
-            raise NotReady(str(error)) from error
+            raise NotReady(f"Redis has another sale '{name}' than the store: is this the right Redis for this store?")
 
     async def _refresh(self, slot: Slot) -> None:
         """Learns floor and definition again, after Redis has become another process.
@@ -317,7 +354,7 @@ class Slots:
         generation = self._servers.generation(slot.name)
         stored = await self.registered(slot.name)
         if stored is None:
-            self._known.pop(slot.name, None)
+            self._forget(slot.name)
             raise UnknownSale(slot.name)
         slot.floor = stored.cursor
         try:
@@ -356,7 +393,7 @@ class Slots:
                     continue
                 if sent:
                     raise OutcomeUnknown from refused
-                raise await self._reason(slot, refused.outcome) from refused
+                raise await self.reason(slot, refused.outcome) from refused
             except NotReady as error:
                 if sent:
                     raise OutcomeUnknown from error
@@ -370,11 +407,12 @@ class Slots:
                     raise (OutcomeUnknown() if sent else NotReady(str(error))) from error
             await asyncio.sleep(RESEND_PAUSE_S)
 
-    async def _reason(self, slot: Slot, outcome: Outcome) -> HoldfastError:
+    async def reason(self, slot: Slot, outcome: Outcome) -> HoldfastError:
+        """Why a whole call was refused in this slot."""
         if outcome is Outcome.FENCED:
             return NotReady(f"'{slot.name}' is being rebuilt")
         if outcome is Outcome.MISSING and await self.registered(slot.name) is None:
-            self._known.pop(slot.name, None)
+            self._forget(slot.name)
             return UnknownSale(slot.name)
         if slot.told_lost != slot.generation:
             slot.told_lost = slot.generation

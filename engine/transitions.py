@@ -163,6 +163,8 @@ class Transitions:
         if made:
             self._leases.set(slot.keys, made, expires_at)
         if others:
+            if slot.short is not None:
+                others = slot.short(slot, others)
             self._not_reserved(slot, now, asked_at, others)
 
     def _not_reserved(

@@ -80,7 +80,12 @@ class ItemSpec:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item of a sale with its counters, which add up: `available + reserved + purchased == capacity`."""
+    """An item of a sale with its counters: `available + reserved + purchased + in_transit == capacity`.
+
+    Parameters
+    ----------
+    in_transit: units on their way from one shard to another; 0 in a sale of one slot.
+    """
 
     sku: str
     name: str
@@ -89,6 +94,7 @@ class Item:
     available: int
     reserved: int
     purchased: int
+    in_transit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +107,13 @@ class Sale:
     max_per_buyer: units that one buyer may hold and have bought together; None is no limit.
     opens_at, closes_at: the selling window, Unix milliseconds; None is open-ended.
     durability: of payments that ask for none; None is the engine's.
-    sequence: the number of the last transition that these counters include. epoch: it counts in; one more with every
-        recovery, 0 for a sale of a listing that cannot be read now.
+    sequence: the number of the last transition that these counters include; of a sale in shards the sum of theirs.
+    epoch: it counts in; one more with every recovery, 0 for a sale of a listing that cannot be read now; of a sale in
+        shards the highest.
     created: True when this very call made the sale, False when it stood already.
     ready: False for a sale of a listing that cannot be read now; its counters are then all 0.
+    shards: over how many slots its units are divided; None is one.
+    place: where the ledger stood: `EPOCH-SEQUENCE`, of a sale in shards those of all shards, joined by commas.
     """
 
     id: str
@@ -119,10 +128,16 @@ class Sale:
     created: bool = field(default=False, compare=False)
     ready: bool = True
     epoch: int = 0
+    shards: int | None = None
+    place: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.place:
+            object.__setattr__(self, "place", str(self.position))
 
     @property
     def position(self) -> Position:
-        """Where the ledger stood: transitions from here on are not in these counters yet."""
+        """Where the ledger of a sale of one slot stood: transitions from here on are not in these counters yet."""
         return Position(self.epoch, self.sequence)
 
 
@@ -250,6 +265,8 @@ class Kind(StrEnum):
     EXPIRED = "expired"
     #: Created, amended or recovered.
     SALE = "sale"
+    #: Units lent, received or settled between two shards.
+    TRANSFER = "transfer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,10 +280,11 @@ class Terms:
     opens_at: int | None
     closes_at: int | None
     durability: Durability | None
+    shards: int | None = None
 
 
 class SaleTransition(NamedTuple):
-    """A transition of a sale, as the ledger has it. `(sale, epoch, sequence)` names it for good.
+    """A transition of a sale, as the ledger has it. `(slot, epoch, sequence)` names it for good.
 
     Parameters
     ----------
@@ -275,6 +293,9 @@ class SaleTransition(NamedTuple):
     expires_at: of a ticket that was reserved or expired, Unix milliseconds.
     reference: what the payment is called elsewhere; None when nothing was given.
     terms: of the sale from then on; None for a ticket's transition.
+    slot: whose ledger it stands in; the sale's id unless the sale is in shards.
+    around: what stands before and behind this slot's position in a place of the whole sale; nothing in a sale of one
+        slot.
     """
 
     epoch: int
@@ -287,11 +308,19 @@ class SaleTransition(NamedTuple):
     expires_at: int | None = None
     reference: str | None = None
     terms: Terms | None = None
+    slot: str = ""
+    around: tuple[str, str] = ("", "")
 
     @property
     def position(self) -> Position:
-        """Right behind it: where a reader goes on."""
+        """Right behind it in its slot: where a reader of a sale of one slot goes on."""
         return Position(self.epoch, self.sequence)
+
+    @property
+    def place(self) -> str:
+        """Right behind it: where a reader of the whole sale goes on."""
+        before, behind = self.around
+        return f"{before}{self.epoch}-{self.sequence}{behind}"
 
     @property
     def quantity(self) -> int:

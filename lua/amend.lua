@@ -1,13 +1,15 @@
 -- Amends a sale while it sells: its rules, its window, its capacities. Items are added at the end and never removed.
+-- Of a sale in shards it amends this one.
 --
 -- KEYS     sale tickets buyers deadlines ledger
 -- ARGV     floor: EPOCH-SEQUENCE, what the store is known to hold; version: the one that this definition replaces;
---          definition: JSON with version + 1; rules; capacities: of each item, packed
+--          definition: JSON with a later version; rules; capacities: of each item, packed; of a shard its share
 -- Returns  {ok|replayed|version_changed|sweep_first|missing|fenced|behind} or {capacity_in_use, item, in_use}
 -- Ledger   s DEFINITION; x as in expire, for holds that had run out
 --@include commit
 --@include tickets
 --@include sweep
+--@include transfers
 
 local floor, version, definition, rules, capacities = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], numbers(ARGV[5])
 local slot, refused = open_slot({
@@ -19,6 +21,11 @@ end
 local field = redis.call('HMGET', slot.keys.sale, 'version', 'definition')
 if tonumber(field[1]) ~= version then
   return { field[2] == definition and OUTCOME.replayed or OUTCOME.version_changed }
+end
+local lent = transfers_of(slot).lent
+for item, capacity in ipairs(capacities) do
+  -- What is lent is not here, and what is borrowed is.
+  capacities[item] = capacity - (lent[item] or 0)
 end
 
 local function too_small()
@@ -50,6 +57,6 @@ for at, capacity in ipairs(capacities) do
   slot.counts[3 * at - 1], slot.counts[3 * at] = reserved, purchased
 end
 log_line(slot, 's ' .. definition)
-slot.sale_fields = { 'definition', definition, 'version', whole(version + 1), 'rules', rules }
+slot.sale_fields = { 'definition', definition, 'version', whole(cjson.decode(definition).version), 'rules', rules }
 commit(slot)
 return { OUTCOME.ok }

@@ -49,14 +49,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class StoredSale:
-    """A sale in the registry.
+    """A sale in the registry, with one of its slots: the one asked for, or its first.
 
     Parameters
     ----------
+    id: of the sale.
     definition: as last acknowledged; None while the sale is being created.
     pending: an intent that was written before Redis was asked, None when settled.
-    cursor: of its slot.
+    cursor: of the slot.
     dropped: sequence up to which ended tickets were dropped from Redis; 0 when none was.
+    slot: its name; the sale's id unless the sale is in shards.
+    transfers: what this shard has lent and borrowed, as of the cursor; None where nothing ever was.
     """
 
     id: str
@@ -64,6 +67,8 @@ class StoredSale:
     pending: Definition | None
     cursor: Cursor
     dropped: int
+    slot: str
+    transfers: str | None = None
 
     @property
     def known(self) -> Definition:
@@ -159,7 +164,7 @@ class Store(Protocol):
         ...
 
     async def begin_sale(self, definition: Definition) -> StoredSale:
-        """Registers the intent to create a sale, or returns the sale that has this id already."""
+        """Registers the intent to create a sale, and its slots, or returns the sale that has this id already."""
         ...
 
     async def begin_amendment(self, definition: Definition) -> None:
@@ -168,10 +173,16 @@ class Store(Protocol):
     async def settle(self, sale: str, definition: Definition | None) -> None:
         """Ends an intent: with the definition that now holds, or with None when it was refused."""
 
-    async def sale(self, sale: str) -> StoredSale | None: ...
+    async def sale(self, name: str) -> StoredSale | None:
+        """The sale of this id with its first slot, or the sale of this slot with just that."""
+        ...
 
     async def sales(self, after: str, limit: int) -> list[StoredSale]:
-        """In the order of their ids."""
+        """In the order of their ids, each with its first slot."""
+        ...
+
+    async def slots(self, after: str, limit: int) -> list[StoredSale]:
+        """Every slot with its sale, in the order of the names of the slots."""
         ...
 
     async def cursors(self) -> dict[str, Progress]:
@@ -179,7 +190,8 @@ class Store(Protocol):
         ...
 
     async def append(self, copied: Sequence[Copied]) -> None:
-        """Appends ledgers as they stand, takes up the definitions in them and moves the cursors, in one transaction.
+        """Appends ledgers as they stand, takes up the definitions and transfers in them and moves the cursors, in one
+        transaction. The first definition of a sale in shards is left to `settle`: others may not be created yet.
 
         Tickets are brought up to date by `fold`, later: this is all that a stampede has to pay for.
 

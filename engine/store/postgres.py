@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 import asyncpg
 
 from holdfast.engine.errors import ConfigurationError
-from holdfast.engine.records import Definition, Entry, Record
+from holdfast.engine.records import SHARD_MARK, Definition, Entry, Record
 from holdfast.engine.store import (
     Copied,
     Cursor,
@@ -27,7 +27,7 @@ from holdfast.engine.store import (
     TicketQuery,
     rows,
 )
-from holdfast.engine.store.projection import Begun, Ended, changed, conflicts, definitions, read
+from holdfast.engine.store.projection import Begun, Ended, changed, conflicts, definitions, read, transfers
 from holdfast.engine.values import Status
 
 log = logging.getLogger("holdfast.store")
@@ -115,6 +115,8 @@ CREATE VIEW purchases AS
            t.reserved_at AS reserved_at, t.ended_at AS purchased_at
     FROM tickets t JOIN slots s ON s.slot = t.slot WHERE t.status = 'purchased';
 """,
+    # What shards have lent and borrowed.
+    'ALTER TABLE slots ADD COLUMN transfers text COLLATE "C"',
 )
 
 #: The version of the schema, in `holdfast_schema`.
@@ -297,9 +299,14 @@ class PostgresStore:
                 int(time.time() * 1000),
             )
             if made is None:
-                return rows.stored_sale(await connection.fetchrow(f"{_sales('s.id = $1')}", definition.id))
-            await connection.execute("INSERT INTO slots VALUES ($1, $1, 0, 0)", definition.id)
-            return StoredSale(definition.id, None, definition, Cursor(0, 0), 0)
+                return rows.stored_sale(await connection.fetchrow(_named(definition.id), definition.id))
+            slots = definition.slots()
+            await connection.execute(
+                "INSERT INTO slots (slot, sale, epoch, sequence) SELECT slot, $2, 0, 0 FROM unnest($1::text[]) AS slot",
+                list(slots),
+                definition.id,
+            )
+            return StoredSale(definition.id, None, definition, Cursor(0, 0), 0, slots[0])
 
         return await self._write(begin)
 
@@ -317,13 +324,17 @@ class PostgresStore:
 
         await self._write(settle)
 
-    async def sale(self, sale: str) -> StoredSale | None:
-        found = await self._read(_sales("s.id = $1"), sale)
+    async def sale(self, name: str) -> StoredSale | None:
+        found = await self._read(_named(name), name)
         return rows.stored_sale(found[0]) if found else None
 
     async def sales(self, after: str, limit: int) -> list[StoredSale]:
-        found = await self._read(f"{_sales('s.id > $1')} ORDER BY s.id LIMIT $2", _text(after), limit)
-        return [rows.stored_sale(row) for row in found]
+        query = f"SELECT {rows.SALE} FROM {rows.FIRST_SLOT} WHERE s.id > $1 ORDER BY s.id LIMIT $2"
+        return [rows.stored_sale(row) for row in await self._read(query, _text(after), limit)]
+
+    async def slots(self, after: str, limit: int) -> list[StoredSale]:
+        query = f"SELECT {rows.SALE} FROM {rows.EVERY_SLOT} WHERE c.slot > $1 ORDER BY c.slot LIMIT $2"
+        return [rows.stored_sale(row) for row in await self._read(query, _text(after), limit)]
 
     async def cursors(self) -> dict[str, Progress]:
         found = await self._read(f"SELECT {rows.PROGRESS}, slot FROM slots")
@@ -503,17 +514,17 @@ async def _migrate(connection: Any) -> None:
         await connection.execute(f"UPDATE {table} SET version = $1", SCHEMA_VERSION)
 
 
-def _sales(where: str) -> str:
-    return f"SELECT {rows.SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE {where}"
+def _named(name: str) -> str:
+    return f"SELECT {rows.SALE} FROM {rows.named(name)} = $1"
 
 
-async def _set_definitions(connection: Any, told: Sequence[Definition]) -> None:
+async def _set_definitions(connection: Any, told: Sequence[Definition], *, by_ledger: bool = False) -> None:
     """Takes up definitions, in the order in which they were told."""
     query = "SELECT id, definition, pending FROM sales WHERE id = ANY($1) ORDER BY id FOR UPDATE"
     have = {id: texts for id, *texts in await connection.fetch(query, [definition.id for definition in told])}
     for definition in told:
         if definition.id in have:
-            have[definition.id] = list(rows.settled(definition, *have[definition.id]))
+            have[definition.id] = list(rows.settled(definition, *have[definition.id], by_ledger=by_ledger))
     await connection.execute(
         "UPDATE sales SET definition = d.definition, pending = d.pending"
         " FROM unnest($1::text[], $2::text[], $3::text[]) AS d (id, definition, pending) WHERE sales.id = d.id",
@@ -555,7 +566,15 @@ async def _append(connection: Any, copied: Sequence[Copied]) -> None:
     )
     # Not left to folding: they name the items of the lines that follow, and an amendment must not wait.
     if told := definitions(entries):
-        await _set_definitions(connection, told)
+        await _set_definitions(connection, told, by_ledger=True)
+    moved = {stretch.slot: transfers(stretch.entries) for stretch in copied if SHARD_MARK in stretch.slot}
+    if any(moved.values()):
+        await connection.execute(
+            "UPDATE slots SET transfers = coalesce(m.transfers, slots.transfers)"
+            " FROM unnest($1::text[], $2::text[]) AS m (slot, transfers) WHERE slots.slot = m.slot",
+            list(moved),
+            list(moved.values()),
+        )
 
 
 async def _fold(connection: Any, upto: Mapping[str, int], room: int, alarms: list[str]) -> int:

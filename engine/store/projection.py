@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from holdfast.engine.records import ID_CHARS, LETTERS, SALE_LINE, Definition, Entry, Record
+from holdfast.engine.records import ID_CHARS, LETTERS, SALE_LINE, TRANSFER_LINE, Definition, Entry, Record
 from holdfast.engine.values import Status
 
 
@@ -42,6 +42,15 @@ def definitions(entries: Iterable[Entry]) -> list[Definition]:
     ]
 
 
+def transfers(entries: Sequence[Entry]) -> str | None:
+    """What the last of these entries that tells it says of what a shard has lent and borrowed; None when none does."""
+    for entry in reversed(entries):
+        if entry.text.startswith(f"{TRANSFER_LINE} ") or f"\n{TRANSFER_LINE} " in entry.text:
+            lines = [line for line in entry.text.split("\n") if line.startswith(f"{TRANSFER_LINE} ")]
+            return lines[-1].split(" ", 5)[5]
+    return None
+
+
 def read(entries: Sequence[Entry]) -> tuple[list[Begun], list[Ended]]:
     """What these entries began and ended, each in order. In a stampede this is most of what Python does here, so it
     slices the text and makes no `Transition`."""
@@ -62,7 +71,7 @@ def read(entries: Sequence[Entry]) -> tuple[list[Begun], list[Ended]]:
                 ]
                 sequence -= len(pairs) // pair
                 continue
-            if kind != SALE_LINE:
+            if kind != SALE_LINE and kind != TRANSFER_LINE:
                 _, id, _, operation, rest = line.split(" ", 4)
                 # What stands last is an expiry's deadline, which the ticket knows, or a payment's reference.
                 ended_at, reference = (None, "") if kind == "x" else (at, rest)

@@ -5,28 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from holdfast.engine.records import Definition, Record
+from holdfast.engine.records import SHARD_MARK, Definition, Record
 from holdfast.engine.store import Cursor, Progress, StoredSale, Units
 from holdfast.engine.values import Status
 
 #: Columns of a ticket, as `records` takes them.
 TICKET = "id, status, lines, reserved_at, expires_at, buyer, ended_at, sequence, operation, reference"
 
-#: Columns of a sale `s` with its slot `c`, as `stored_sale` takes them.
-SALE = "s.id, s.definition, s.pending, c.epoch, c.sequence, c.dropped"
+#: Columns of a sale `s` with a slot `c` of it, as `stored_sale` takes them.
+SALE = "s.id, s.definition, s.pending, c.epoch, c.sequence, c.dropped, c.slot, c.transfers"
+
+#: A sale with its first slot, by the names of slots.
+FIRST_SLOT = f"sales s JOIN slots c ON c.slot IN (s.id, s.id || '{SHARD_MARK}1')"
+
+#: A slot with its sale.
+EVERY_SLOT = "slots c JOIN sales s ON s.id = c.sale"
 
 #: Columns of a slot, as `progress` takes them.
 PROGRESS = "epoch, sequence, dropped, folded"
 
 
+def named(name: str) -> str:
+    """Where a sale is looked for by its id or by the name of a slot; what it is compared with follows."""
+    return f"{EVERY_SLOT} WHERE c.slot" if SHARD_MARK in name else f"{FIRST_SLOT} WHERE s.id"
+
+
 def stored_sale(row: Sequence[Any]) -> StoredSale:
-    id, definition, pending, epoch, sequence, dropped = row
+    id, definition, pending, epoch, sequence, dropped, slot, transfers = row
     return StoredSale(
         id,
         Definition.from_json(definition) if definition else None,
         Definition.from_json(pending) if pending else None,
         Cursor(epoch, sequence),
         dropped,
+        slot,
+        transfers,
     )
 
 
@@ -35,14 +48,19 @@ def progress(row: Sequence[int]) -> Progress:
     return Progress(Cursor(epoch, sequence), dropped, folded)
 
 
-def settled(definition: Definition, known: str | None, pending: str | None) -> tuple[str | None, str | None]:
+def settled(
+    definition: Definition, known: str | None, pending: str | None, *, by_ledger: bool = False
+) -> tuple[str | None, str | None]:
     """What holds of a sale, and the intent that is left, once this definition was told: a newer one stays, and an
     intent that it fulfils is settled.
 
     Parameters
     ----------
-    known, pending: as they stand in the row.
+    known, pending: as they stand in the row. by_ledger: a slot's ledger told it. Of a sale in shards that does not say
+        that all shards are there, and the intent to create it stays.
     """
+    if by_ledger and known is None and definition.shards is not None:
+        return known, pending
     if known is None or Definition.from_json(known).version <= definition.version:
         known = definition.json()
     if pending is not None and Definition.from_json(pending).version <= definition.version:

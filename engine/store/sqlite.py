@@ -14,7 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
-from holdfast.engine.records import Definition, Entry, Record
+from holdfast.engine.records import SHARD_MARK, Definition, Entry, Record
 from holdfast.engine.store import (
     Copied,
     Cursor,
@@ -27,13 +27,13 @@ from holdfast.engine.store import (
     TicketQuery,
     rows,
 )
-from holdfast.engine.store.projection import Ended, changed, conflicts, definitions, read
+from holdfast.engine.store.projection import Ended, changed, conflicts, definitions, read, transfers
 from holdfast.engine.values import Status
 
 T = TypeVar("T")
 
 #: The version of the schema below, in `PRAGMA user_version`.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: Milliseconds to wait for another process' transaction (a second snapshotter, a backup) before giving up.
 BUSY_MS = 5_000
@@ -68,7 +68,7 @@ CREATE TABLE sales (
 CREATE TABLE slots (
     slot TEXT PRIMARY KEY, sale TEXT NOT NULL REFERENCES sales (id),
     epoch INTEGER NOT NULL, sequence INTEGER NOT NULL, dropped INTEGER NOT NULL DEFAULT 0,
-    folded INTEGER NOT NULL DEFAULT 0
+    folded INTEGER NOT NULL DEFAULT 0, transfers TEXT
 ) WITHOUT ROWID;
 CREATE TABLE ledger (
     slot TEXT NOT NULL, sequence INTEGER NOT NULL, epoch INTEGER NOT NULL, at INTEGER NOT NULL,
@@ -95,6 +95,14 @@ ALTER TABLE tickets RENAME TO tickets_1;
 INSERT INTO tickets SELECT * FROM tickets_1 ORDER BY slot, reserved_at, id;
 DROP TABLE tickets_1;
 """
+
+#: From version 2, which knew no shards.
+_FROM_2 = """
+ALTER TABLE slots ADD COLUMN transfers TEXT;
+"""
+
+#: What leads from each version of the schema to the present one.
+_MIGRATIONS = (_SCHEMA, _FROM_1 + _FROM_2, _FROM_2)
 
 
 class SqliteStore:
@@ -160,7 +168,7 @@ class SqliteStore:
                     f"the store has schema {version}, and this Holdfast knows {SCHEMA_VERSION}: use a newer one"
                 )
             if version < SCHEMA_VERSION:
-                for statement in (_SCHEMA if version == 0 else _FROM_1).split(";\n"):
+                for statement in _MIGRATIONS[version].split(";\n"):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -215,8 +223,12 @@ class SqliteStore:
                 return known
             now = int(time.time() * 1000)
             db.execute("INSERT INTO sales VALUES (?, NULL, ?, ?)", (definition.id, definition.json(), now))
-            db.execute("INSERT INTO slots VALUES (?, ?, 0, 0, 0, 0)", (definition.id, definition.id))
-            return StoredSale(definition.id, None, definition, Cursor(0, 0), 0)
+            slots = definition.slots()
+            db.executemany(
+                "INSERT INTO slots (slot, sale, epoch, sequence) VALUES (?, ?, 0, 0)",
+                [(slot, definition.id) for slot in slots],
+            )
+            return StoredSale(definition.id, None, definition, Cursor(0, 0), 0, slots[0])
 
         return await self._write(begin)
 
@@ -233,11 +245,15 @@ class SqliteStore:
 
         await self._write(settle)
 
-    async def sale(self, sale: str) -> StoredSale | None:
-        return await self._read(lambda db: _sale(db, sale))
+    async def sale(self, name: str) -> StoredSale | None:
+        return await self._read(lambda db: _sale(db, name))
 
     async def sales(self, after: str, limit: int) -> list[StoredSale]:
-        query = f"SELECT {rows.SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE s.id > ? ORDER BY s.id LIMIT ?"
+        query = f"SELECT {rows.SALE} FROM {rows.FIRST_SLOT} WHERE s.id > ? ORDER BY s.id LIMIT ?"
+        return await self._read(lambda db: [rows.stored_sale(row) for row in db.execute(query, (after, limit))])
+
+    async def slots(self, after: str, limit: int) -> list[StoredSale]:
+        query = f"SELECT {rows.SALE} FROM {rows.EVERY_SLOT} WHERE c.slot > ? ORDER BY c.slot LIMIT ?"
         return await self._read(lambda db: [rows.stored_sale(row) for row in db.execute(query, (after, limit))])
 
     async def cursors(self) -> dict[str, Progress]:
@@ -358,17 +374,15 @@ def _transaction(db: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[No
         raise
 
 
-def _sale(db: sqlite3.Connection, sale: str) -> StoredSale | None:
-    row = db.execute(
-        f"SELECT {rows.SALE} FROM sales s JOIN slots c ON c.slot = s.id WHERE s.id = ?", (sale,)
-    ).fetchone()
+def _sale(db: sqlite3.Connection, name: str) -> StoredSale | None:
+    row = db.execute(f"SELECT {rows.SALE} FROM {rows.named(name)} = ?", (name,)).fetchone()
     return rows.stored_sale(row) if row else None
 
 
-def _set_definition(db: sqlite3.Connection, definition: Definition) -> None:
+def _set_definition(db: sqlite3.Connection, definition: Definition, *, by_ledger: bool = False) -> None:
     row = db.execute("SELECT definition, pending FROM sales WHERE id = ?", (definition.id,)).fetchone()
     if row is not None:
-        values = (*rows.settled(definition, *row), definition.id)
+        values = (*rows.settled(definition, *row, by_ledger=by_ledger), definition.id)
         db.execute("UPDATE sales SET definition = ?, pending = ? WHERE id = ?", values)
 
 
@@ -400,7 +414,9 @@ def _append(db: sqlite3.Connection, copied: Copied) -> None:
     )
     # Not left to folding: they name the items of the lines that follow, and an amendment must not wait.
     for definition in definitions(copied.entries):
-        _set_definition(db, definition)
+        _set_definition(db, definition, by_ledger=True)
+    if SHARD_MARK in copied.slot and (told := transfers(copied.entries)) is not None:
+        db.execute("UPDATE slots SET transfers = ? WHERE slot = ?", (told, copied.slot))
 
 
 def _fold(db: sqlite3.Connection, slot: str, end: int, room: int) -> tuple[int, int, list[str]]:

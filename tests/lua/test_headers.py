@@ -26,7 +26,7 @@ EVERY_FILE = [*lua.SCRIPTS, *(f"includes/{name}" for name in INCLUDES)]
 KEYS = ("sale", "tickets", "buyers", "deadlines", "ledger")
 
 #: What a script may use of its surroundings: common to every server, and to the fake.
-GLOBALS = {"KEYS", "ARGV", "redis", "string", "table", "math", "ipairs", "pairs", "tonumber", "type", "unpack"}
+GLOBALS = {"KEYS", "ARGV", "redis", "cjson", "string", "table", "math", "ipairs", "pairs", "tonumber", "type", "unpack"}
 
 #: Commands that take several keys, of those that scripts use.
 MANY_KEYS = {"UNLINK"}

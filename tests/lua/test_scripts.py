@@ -230,6 +230,8 @@ EVERY_CALL = [
     ("cancel", ALL_KEYS, [*cancellation("held")]),
     ("expire", ALL_KEYS, []),
     ("amend", ALL_KEYS, ["1", '{"version":2}', "1000 0 0 0 0 0", "20 1"]),
+    ("lend", ALL_KEYS, ["2", "1:1"]),
+    ("receive", "sale ledger", ["2", "1", "1:1"]),
     ("read", "sale tickets", [id22("held")]),
     ("mine", "sale tickets buyers", [id22("ann")]),
     ("drop", "sale tickets buyers", ["1000", str(2**53), id22("paid")]),
@@ -425,7 +427,7 @@ def test_a_rebuild_behind_the_fence(sale: Any) -> None:
     rebuild = [
         ("clear", ALL_KEYS, []),
         ("restore", "sale tickets buyers deadlines", ["1", id22("t9"), id22("bob"), "1:2", record]),
-        ("unfence", "sale ledger", ["2", "8", '{"version":1}', "origin", "1", "1000 0 0 0 0", "8 2 0", "1"]),
+        ("unfence", "sale ledger", ["2", "8", '{"version":1}', "origin", "1", "1000 0 0 0 0", "8 2 0", "1", ""]),
     ]
     for script, keys, args in rebuild:
         assert sale.run(script, keys, "another's", *args) == ["fenced"]
@@ -505,7 +507,8 @@ def test_with_full_memory_only_new_reservations_are_refused(real_slot: Any) -> N
         before = slot.everything()
         refused: list[tuple[str, list[object]]] = [
             ("reserve", [*order("t4")]),
-            ("amend", [1, "{}", "1000 0 0 0 0", "20"]),
+            ("amend", [1, '{"version":2}', "1000 0 0 0 0", "20"]),
+            ("lend", ["2", "1:1"]),
         ]
         for script, args in refused:
             with pytest.raises(redis.ResponseError, match=r"OOM|maxmemory"):
