@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -26,7 +27,7 @@ from holdfast.engine.audit_shards import audit_shards
 from holdfast.engine.background import Background
 from holdfast.engine.batcher import Call, Waiter, collected
 from holdfast.engine.borrowing import Borrowing
-from holdfast.engine.connection import NoReply, NotSent
+from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.durability import Assurance
 from holdfast.engine.embedded import Appendfsync, EmbeddedRedis
 from holdfast.engine.errors import (
@@ -59,7 +60,7 @@ from holdfast.engine.recovery import BUYER_TICKETS_MAX, Recovery, RecoveryReport
 from holdfast.engine.retention import Retention
 from holdfast.engine.scripts import Refused, Scripts
 from holdfast.engine.secret import Keeper, establish
-from holdfast.engine.servers import open_servers
+from holdfast.engine.servers import each, open_servers
 from holdfast.engine.shards import Family, Shards
 from holdfast.engine.slots import InShards, Slot, Slots
 from holdfast.engine.snapshot import FOLD_PAUSE_S, Snapshot
@@ -103,6 +104,9 @@ REPLICAS_DEFAULT = 1
 
 #: Where an engine without an address keeps its Redis, its store and its secret.
 DATA_DIR_DEFAULT = Path("holdfast-data")
+
+#: Seconds between two tries to reach Redis at the start.
+REACH_PAUSE_S = 0.25
 
 #: Rounds in which an amendment is merged anew because another one came first.
 AMEND_ROUNDS = 20
@@ -210,12 +214,8 @@ class Engine:
                 self._url = await self.embedded.start()
             await self._open_store()
             self._servers = open_servers(self._url or "", self._pool)
-            try:
-                await self._servers.start()
-                for server in self._servers.all():
-                    await server.check_policy()
-            except (NotSent, NoReply) as error:
-                raise ConfigurationError(f"{error}: is the address right, and is it up?") from error
+            await self._reached(self._servers.start)
+            await self._reached(lambda: self._of_each(Server.check_policy))
             self._keeper = Keeper(self._store, self._data_dir if self.embedded is not None else None)
             self._identity = await establish(self._secret, self._keeper, self._store)
             await self._belong_together()
@@ -265,13 +265,12 @@ class Engine:
     async def _belong_together(self) -> None:
         """Refuses a Redis with the sales of another store: each would copy, trim and recover what is the other's."""
         ours = self._store_id = await self._store.kept("store-id", random_id)
-        for server in self._servers.all():
+
+        async def compare(server: Server) -> None:
             key = self._servers.deployment_key(server)
             try:
                 await server.call("SET", key, ours, "NX")
                 theirs = await server.call("GET", key)
-            except (NotSent, NoReply) as error:
-                raise ConfigurationError(f"{error}: is it up?") from error
             except ResponseError as error:
                 raise ConfigurationError(
                     f"Redis refuses ({error}): give this user the rules of deploy/redis-users.acl"
@@ -281,6 +280,39 @@ class Engine:
                     "this Redis holds the sales of another store: give that store (--store, --data-dir), "
                     "or another Redis or database number (--redis)"
                 )
+
+        await self._reached(lambda: self._of_each(compare))
+
+    async def _of_each(self, ask: Callable[[Server], Awaitable[None]]) -> None:
+        """Asks every server; of several, those that answer do: the sales of the others wait.
+
+        Raises
+        ------
+        NotSent, NoReply: none of them does.
+        """
+        told = await each(self._servers.all(), ask)
+        away = [error for error in told.values() if error is not None]
+        if len(away) == len(told):
+            raise away[0] if away else NotSent("no node of the cluster has any slots")
+        for error in away:
+            log.error("%s: what it has is not sold until it does", error)
+
+    async def _reached(self, ask: Callable[[], Awaitable[None]]) -> None:
+        """Asks until there is an answer, where servers are replaced: a failover may be under way.
+
+        Raises
+        ------
+        ConfigurationError: there is none.
+        """
+        give_up = time.monotonic() + (self._servers.patience_s if self._servers.follows else 0)
+        while True:
+            try:
+                return await ask()
+            except (NotSent, NoReply) as error:
+                if time.monotonic() >= give_up:
+                    raise ConfigurationError(f"{error}: is the address right, and is it up?") from error
+                log.info("%s; it is tried again", error)
+            await asyncio.sleep(REACH_PAUSE_S)
 
     def _begin(self) -> None:
         background = self._background

@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from holdfast.engine import ConfigurationError, Engine, Order
+from holdfast.engine.addresses import Kind, read
 from holdfast.engine.connection import Server
+from holdfast.engine.servers import open_servers
 
 PASSWORD = "p/w:@?#%+ é"
 ESCAPED = "p%2Fw%3A%40%3F%23%25%2B%20%C3%A9"
@@ -180,9 +182,62 @@ def test_the_place_of_an_address(url: str, place: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "kind", "place", "hosts"),
+    [
+        ("redis+cluster://a", Kind.CLUSTER, "a:6379", (("a", 6379),)),
+        ("redis+cluster://ann:ge%2Fheim@a:1,b.example:2,[::1]:3/", Kind.CLUSTER, "a:1,b.example:2,[::1]:3", None),
+        ("rediss+cluster://:geheim@a,b?ssl_ca_certs=/a@b.pem", Kind.CLUSTER, "a:6379,b:6379", None),
+        ("redis+sentinel://a/gig", Kind.SENTINELS, "a:26379/gig", (("a", 26379),)),
+        (
+            "redis+sentinel://ann:ge%40heim@a,b:1/gig/2?sentinel_password=geheim",
+            Kind.SENTINELS,
+            "a:26379,b:1/gig/2",
+            None,
+        ),
+        ("rediss+sentinel://a/gig?ssl_cert_reqs=none", Kind.SENTINELS, "a:26379/gig", None),
+    ],
+)
+def test_addresses_of_many(url: str, kind: Kind, place: str, hosts: Any) -> None:
+    address = read(url)
+    assert (address.kind, address.place) == (kind, place)
+    assert hosts is None or address.hosts == hosts
+    servers = open_servers(url)
+    assert servers.place == place
+    assert "heim" not in repr(address)
+    assert "heim" not in str(servers.place)
+
+
+def test_who_asks_the_sentinels_and_who_the_servers() -> None:
+    address = read("rediss+sentinel://ann:one@a/gig/3?sentinel_username=sam&sentinel_password=two&ssl_ca_certs=/c.pem")
+    assert address.node is not None
+    assert address.sentinel is not None
+    assert (address.group, address.node["username"], address.node["password"], address.node["db"]) == (
+        "gig",
+        "ann",
+        "one",
+        3,
+    )
+    assert (address.sentinel["username"], address.sentinel["password"]) == ("sam", "two")
+    assert address.node["ssl_ca_certs"] == address.sentinel["ssl_ca_certs"] == "/c.pem"
+    assert "db" not in address.sentinel
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",
+        "redis+cluster://geheim:x@a,,b",
+        "redis+cluster://a/1",
+        "redis+cluster://a?db=1",
+        "redis+cluster://a:99999",
+        "redis+cluster://a?sentinel_password=geheim",
+        "redis+sentinel://a",
+        "redis+sentinel://a/",
+        "redis+sentinel://a/gig/geheim",
+        "redis+sentinel://ann:ge/heim@a/gig",
+        "redis+sentinel://ann:ge#heim@a/gig",
+        "redis+other://a/gig",
+        "unix+sentinel://a/gig",
         "geheim",
         "http://h/geheim",
         "redis://ann:12/geheim@h",
@@ -203,7 +258,7 @@ def test_the_place_of_an_address(url: str, place: str) -> None:
 )
 def test_an_address_that_cannot_be_right_is_not_quoted(url: str) -> None:
     with pytest.raises(ConfigurationError, match="the Redis address is not usable") as told:
-        Server(url)
+        open_servers(url)
     assert "heim" not in str(told.value)
     # Nor in what a traceback would show of where it came from.
     assert told.value.__suppress_context__
