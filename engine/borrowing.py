@@ -18,7 +18,7 @@ from holdfast.engine.batcher import Call, Waiter, tell
 from holdfast.engine.errors import AllHeld, HoldfastError, NotReady, OutcomeUnknown, SoldOut
 from holdfast.engine.records import pack_lines, shard_of, units_of
 from holdfast.engine.shards import Family, Look
-from holdfast.engine.slots import Slot, Unmade
+from holdfast.engine.slots import RESEND_PAUSE_S, Slot, Unmade
 from holdfast.engine.transfers import Carrier
 from holdfast.engine.transitions import Transitions
 
@@ -48,11 +48,13 @@ class _Wanting:
     Attributes
     ----------
     rounds: how often something was borrowed for it.
+    asked_at: when it was found that it has to be, by the loop's clock.
     """
 
-    __slots__ = ("_waiter", "done", "rounds", "set_exception", "set_result")
+    __slots__ = ("_waiter", "asked_at", "done", "rounds", "set_exception", "set_result")
 
-    def __init__(self, waiter: Waiter) -> None:
+    def __init__(self, waiter: Waiter, now: float) -> None:
+        self.asked_at = now
         self._waiter = waiter
         self.done: Callable[[], bool] = waiter.done
         self.set_result: Callable[[Any], None] = waiter.set_result
@@ -84,7 +86,7 @@ class Borrowing:
             elif isinstance(waiter, _Wanting):
                 wanting.append((id, buyer, order, waiter))
             else:
-                wanting.append((id, buyer, order, _Wanting(waiter)))
+                wanting.append((id, buyer, order, _Wanting(waiter, slot.time())))
         if wanting and slot.name not in self._tasks:
             self._tasks[slot.name] = asyncio.create_task(self._work(slot, wanting))
         return left
@@ -123,10 +125,19 @@ class Borrowing:
         tired = max(call[-1].rounds for call in calls)
         if tired > 1:
             await asyncio.sleep(random.uniform(0, ROUND_PAUSE_S))
-        look = await family.look()
-        hopeful = self._answered(look, calls)
-        if not hopeful:
+        try:
+            look = await family.look()
+        except NotReady as error:
+            await self._later(family, slot, calls, error)
             return
+        hopeful, unknown = self._answered(look, calls)
+        if hopeful:
+            await self._help(family, look, slot, hopeful)
+        if unknown:
+            await self._later(family, slot, unknown, next(iter(look.refusals.values())))
+
+    async def _help(self, family: Family, look: Look, slot: Slot, hopeful: Sequence[Call]) -> None:
+        """Borrows for these calls, and sends them again."""
         needed = _needed(look, slot, hopeful)
         for call in hopeful:
             call[-1].rounds += 1
@@ -140,9 +151,24 @@ class Borrowing:
             await self.finish(family, look)
         slot.reserves.put_first(hopeful)
 
-    def _answered(self, look: Look, calls: Sequence[Call]) -> list[Call]:
-        """Tells those calls that cannot be met what is the case; the others, which may be met now."""
+    async def _later(self, family: Family, slot: Slot, calls: Sequence[Call], why: HoldfastError) -> None:
+        """Looks again in a moment for these calls; those that have waited long enough hear why not."""
+        again = [call for call in calls if slot.time() < call[-1].asked_at + family.patience_s]
+        _tell_all([call for call in calls if call not in again], why.with_traceback(None))
+        if again:
+            await asyncio.sleep(RESEND_PAUSE_S)
+            self._wanting[slot.name].extend(again)
+
+    def _answered(self, look: Look, calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+        """Tells those calls that cannot be met what is the case.
+
+        Returns
+        -------
+        The others: those that may be met now, and those of which nobody knows, since a shard cannot be asked just now.
+        """
         hopeful: list[Call] = []
+        unknown: list[Call] = []
+        passing = list(look.refusals.values()) if look.passing else []
         refusals: dict[str, HoldfastError | None] = {}
         for call in calls:
             order, waiter = call[2], call[3]
@@ -150,6 +176,9 @@ class Borrowing:
             if packed not in refusals:
                 refusals[packed] = _refusal(look, packed)
             refusal = refusals[packed]
+            if refusal in passing:
+                unknown.append(call)
+                continue
             if refusal is None and waiter.rounds >= ROUNDS_MAX:
                 refusal = _all_held(look, packed)
             if refusal is None:
@@ -159,7 +188,7 @@ class Borrowing:
                 # For all shards: they remember together.
                 look.shards[0].slot.remember_sold_out(packed, look.began, refusal)
             tell(waiter, refusal)
-        return hopeful
+        return hopeful, unknown
 
     async def _borrow(self, family: Family, look: Look, slot: Slot, needed: Mapping[int, int]) -> None:
         """Has other shards send what is needed here, or what they have of it.

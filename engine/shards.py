@@ -63,11 +63,13 @@ class Look:
     Parameters
     ----------
     began: by the clock of the slots. shards: those that could be read, in order. refusals: why the others could not.
+    passing: whether that may be over in a moment, for all of them.
     """
 
     began: float
     shards: Sequence[Shard]
     refusals: Mapping[str, HoldfastError]
+    passing: bool
 
     @property
     def definition(self) -> Definition:
@@ -165,6 +167,8 @@ class Family:
         self.slots = tuple(slots)
         self._registry = registry
         self._servers = servers
+        #: Seconds for which a shard that cannot be asked is worth waiting for.
+        self.patience_s = servers.patience_s
         self._looking: asyncio.Task[Look] | None = None
         self._next: asyncio.Task[Look] | None = None
         for slot in slots:
@@ -237,6 +241,7 @@ class Family:
     async def _look(self) -> Look:
         began = self.slots[0].time()
         refusals: dict[str, HoldfastError] = {}
+        passing = True
         for slot in self.slots:
             # Another server than before is believed once the floor was read again.
             if slot.generation != self._servers.generation(slot.name):
@@ -262,9 +267,11 @@ class Family:
                     shards.append(shard)
                 else:
                     refusals[slot.name] = shard
+                    # A server that is away is replaced, and what is behind is recovered where somebody does that.
+                    passing = passing and (isinstance(head, (NotSent, NoReply)) or self._registry.heals)
         if not shards:
             raise next(iter(refusals.values())).with_traceback(None)
-        return Look(began, shards, refusals)
+        return Look(began, shards, refusals, passing)
 
     async def _shard(self, slot: Slot, now: int, head: Any, first: Any) -> Shard | HoldfastError:
         """What was read of a shard, or why it says nothing."""
