@@ -58,6 +58,7 @@ class Cluster(Servers):
     def __init__(self, address: Address) -> None:
         assert address.node is not None  # as `addresses.read` makes it
         self.place = address.place
+        self._late: set[asyncio.Task[Any]] = set()
         self._node = address.node
         self._seeds = address.hosts
         self._generations = itertools.count(1)

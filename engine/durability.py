@@ -284,7 +284,7 @@ class Assurance:
         """What one wait has proved of these payments, which one server has, or of any at `stored`."""
         try:
             if level is Durability.STORED:
-                proof = Proof(True, await self._snapshot.reach({payment.slot.name for payment in group}))
+                proof = Proof(True, await self._snapshot.reach({payment.slot.name for payment in group}, partly=True))
             elif level is Durability.REPLICA:
                 proof = Proof(await self._waited(group, "WAIT", self._replicas) >= self._replicas)
             else:

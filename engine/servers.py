@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 import redis.asyncio as redis_asyncio
 from redis.exceptions import RedisError
@@ -15,8 +15,13 @@ from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.keys import DEPLOYMENT
 from holdfast.engine.wire import pack
 
+T = TypeVar("T")
+
 #: A slot by its name, and a command on a key of it.
 Command = tuple[str, Sequence[Any]]
+
+#: Seconds for which who asks all servers waits for one of them: most hang for less, and the others' slots go on.
+OTHERS_WAIT_S = 0.5
 
 #: Seconds between two looks at where everything is while nothing is amiss.
 FOLLOW_S = 1.0
@@ -50,6 +55,8 @@ class Servers:
     def __init__(self, one: Server) -> None:
         self.one = one
         self.place = one.place
+        #: Questions that were not answered in time, and still wait.
+        self._late: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Finds out where everything is.
@@ -118,9 +125,13 @@ class Servers:
             raise next(failure for failure in failures if failure is not None)
         return replies
 
-    @staticmethod
     async def _ask(
-        server: Server, places: list[int], commands: Sequence[Command], replies: list[tuple[int, Any]], clock: bool
+        self,
+        server: Server,
+        places: list[int],
+        commands: Sequence[Command],
+        replies: list[tuple[int, Any]],
+        clock: bool,
     ) -> NotSent | NoReply | None:
         """Puts what one server answers into its places; why it does not, if so."""
         packed = [pack(*commands[at][1]) for at in places]
@@ -128,7 +139,7 @@ class Servers:
             packed.insert(0, pack("TIME"))
         now = 0
         try:
-            heard = await server.exchange(b"".join(packed), len(packed), alone=True)
+            heard = await self._in_time(server, server.exchange(b"".join(packed), len(packed), alone=True))
             if clock:
                 now = milliseconds(heard.pop(0))
         except (NotSent, NoReply) as error:
@@ -138,6 +149,26 @@ class Servers:
         for at, reply in zip(places, heard, strict=True):
             replies[at] = now, reply
         return None
+
+    async def _in_time(self, server: Server, work: Coroutine[Any, Any, T]) -> T:
+        """What a server answers; where there are others, those who ask all of them do not wait long for one that hangs.
+
+        A question that is late is not given up: it may carry what others sent along with it.
+        """
+        if len(self.all()) == 1:
+            return await work
+        asked = asyncio.create_task(work)
+        done, _ = await asyncio.wait({asked}, timeout=OTHERS_WAIT_S)
+        if not done:
+            self._late.add(asked)
+            asked.add_done_callback(self._heard_late)
+            raise NoReply(f"Redis at {server.place} does not answer within {OTHERS_WAIT_S:g} s")
+        return asked.result()
+
+    def _heard_late(self, asked: asyncio.Task[Any]) -> None:
+        self._late.discard(asked)
+        if not asked.cancelled():
+            asked.exception()
 
     async def meet(self) -> None:
         """Meets the servers that are there now; see `Server.meet`."""

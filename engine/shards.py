@@ -15,6 +15,7 @@ from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Transfers, shard_of
 from holdfast.engine.servers import Servers
 from holdfast.engine.slots import Short, Slot, Slots
+from holdfast.engine.store import Cursor
 from holdfast.engine.values import Item, Sale
 
 #: How often a sale is read anew because units were met twice: in the shard that sent them and in the one that had them
@@ -255,14 +256,16 @@ class Family:
                 (slot.name, ("HMGET", slot.keys.sale, *_FIELDS)),
                 (slot.name, ("ZRANGE", slot.keys.deadlines, "0", "0", "WITHSCORES")),
             ]
+        # As of now: while the replies are under way, the store may come further than what they tell.
+        floors = [slot.floor for slot in self.slots]
         try:
             replies = await self._servers.clocked(commands)
         except (NotSent, NoReply) as error:
             raise NotReady(str(error)) from error
         shards = []
-        for slot, (now, head), (_, first) in zip(self.slots, replies[::2], replies[1::2], strict=True):
+        for slot, floor, (now, head), (_, first) in zip(self.slots, floors, replies[::2], replies[1::2], strict=True):
             if slot.name not in refusals:
-                shard = await self._shard(slot, now, head, first)
+                shard = await self._shard(slot, floor, now, head, first)
                 if isinstance(shard, Shard):
                     shards.append(shard)
                 else:
@@ -273,15 +276,20 @@ class Family:
             raise next(iter(refusals.values())).with_traceback(None)
         return Look(began, shards, refusals, passing)
 
-    async def _shard(self, slot: Slot, now: int, head: Any, first: Any) -> Shard | HoldfastError:
-        """What was read of a shard, or why it says nothing."""
+    async def _shard(self, slot: Slot, floor: Cursor, now: int, head: Any, first: Any) -> Shard | HoldfastError:
+        """What was read of a shard, or why it says nothing.
+
+        Parameters
+        ----------
+        floor: how far the store had come before it was read.
+        """
         if isinstance(head, Exception) or isinstance(first, Exception):
             return NotReady(f"'{slot.name}': {head if isinstance(head, Exception) else first}")
         fence, epoch, sequence, definition, counts, transfers = head
         if fence or not epoch:
             return await self._registry.reason(slot, Outcome.FENCED if fence else Outcome.MISSING)
         try:
-            if (int(epoch), int(sequence)) < (slot.floor.epoch, slot.floor.sequence):
+            if (int(epoch), int(sequence)) < (floor.epoch, floor.sequence):
                 return await self._registry.reason(slot, Outcome.BEHIND)
             slot.learn(definition)
             return Shard(

@@ -434,7 +434,9 @@ class Slots:
         NotReady: the slot is fenced, behind its floor or not there.
         """
 
-        async def look(floor: str, again: bool) -> Sale:
+        async def look(_: str, again: bool) -> Sale:
+            # As of now: while the reply is under way, the store may come further than what it tells.
+            floor = slot.floor
             fence, epoch, sequence, definition, counts = await self._servers.call(
                 slot.name, "HMGET", slot.keys.sale, "fence", "epoch", "sequence", "definition", "counts"
             )
@@ -442,7 +444,7 @@ class Slots:
                 raise Refused(Outcome.FENCED)
             if not epoch:
                 raise Refused(Outcome.MISSING)
-            if (int(epoch), int(sequence)) < (slot.floor.epoch, slot.floor.sequence):
+            if (int(epoch), int(sequence)) < (floor.epoch, floor.sequence):
                 raise Refused(Outcome.BEHIND)
             slot.learn(definition)
             return slot.definition.sale(counts, int(epoch), int(sequence))

@@ -105,8 +105,12 @@ class Snapshot:
                 raise away[0]
             return copied
 
-    async def reach(self, names: Collection[str]) -> Mapping[str, Cursor]:
+    async def reach(self, names: Collection[str], *, partly: bool = False) -> Mapping[str, Cursor]:
         """Copies what is new in these slots, which this process knows, and nothing of others: how far each is copied.
+
+        Parameters
+        ----------
+        partly: slots of a server that does not answer stay where they are, while others do.
 
         Raises
         ------
@@ -117,7 +121,7 @@ class Snapshot:
             cursors = {slot.name: slot.floor for slot in self._slots.all() if slot.name in names}
             away: list[NotSent | NoReply] = []
             await self._bring(list(cursors), cursors, away)
-            if away:
+            if away and not partly:
                 raise away[0]
             return cursors
 
