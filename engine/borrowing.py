@@ -63,12 +63,17 @@ class _Wanting:
 
 
 class Borrowing:
-    """Looks for what shards lack."""
+    """Looks for what shards lack.
 
-    def __init__(self, carrier: Carrier, transitions: Transitions, families: Callable[[str], Family | None]) -> None:
+    Attributes
+    ----------
+    families: finds the sale in shards of this id.
+    """
+
+    def __init__(self, carrier: Carrier, transitions: Transitions) -> None:
+        self.families: Callable[[str], Family | None] = lambda sale: None
         self._carrier = carrier
         self._transitions = transitions
-        self._family = families
         self._wanting: dict[str, list[Call]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: By borrower, the end of its last transfers, which nobody has to wait for but the next ones.
@@ -119,17 +124,13 @@ class Borrowing:
     async def _round(self, slot: Slot, calls: Sequence[Call]) -> None:
         """Answers those that nothing can be had for, borrows for the others and sends them again."""
         calls = [call for call in calls if not call[-1].done()]
-        family = self._family(slot.definition.id)
+        family = self.families(slot.definition.id)
         if not calls or family is None:
             return
         tired = max(call[-1].rounds for call in calls)
         if tired > 1:
             await asyncio.sleep(random.uniform(0, ROUND_PAUSE_S))
-        try:
-            look = await family.look()
-        except NotReady as error:
-            await self._later(family, slot, calls, error)
-            return
+        look = await family.look()
         hopeful, unknown = self._answered(look, calls)
         if hopeful:
             await self._help(family, look, slot, hopeful)
@@ -250,10 +251,16 @@ class Borrowing:
         by_borrower: dict[int, list[Slot]] = {}
         for lender, borrower, _ in look.unsettled():
             by_borrower.setdefault(borrower, []).append(family.slots[lender - 1])
+        away: NotReady | None = None
         for borrower, lenders in by_borrower.items():
             slot = family.slots[borrower - 1]
-            await self._carrier.carry(lenders, slot)
-            await self._carrier.settle(lenders, slot)
+            try:
+                await self._carrier.carry(lenders, slot)
+                await self._carrier.settle(lenders, slot)
+            except NotReady as error:
+                away = error  # the others' servers may answer
+        if away is not None:
+            raise away
 
     async def gather(self, family: Family, slot: Slot, needed: Mapping[int, int]) -> None:
         """Borrows so many units, by item number from 1, as far as others have them; raises as `finish`."""
@@ -267,11 +274,12 @@ def _tell_all(calls: Sequence[Call], error: BaseException) -> None:
 
 def _refusal(look: Look, packed: str) -> HoldfastError | None:
     """Why nobody has what these lines ask for; None when it can be had, or may be in a moment."""
-    lines, items = units_of(packed), look.definition.items
+    lines = units_of(packed)
     lacking = [(item - 1, units) for item, units in lines if look.available(item - 1) < units]
     if look.refusals:
         # What those shards have that cannot be read, nobody knows.
         return next(iter(look.refusals.values())) if lacking else None
+    items = look.definition.items
     for at, units in lacking:
         if look.capacity(at) - look.purchased(at) < units:
             return SoldOut(items[at].sku, look.available(at))
@@ -294,13 +302,10 @@ def _all_held(look: Look, packed: str) -> AllHeld:
 def _needed(look: Look, slot: Slot, calls: Sequence[Call]) -> dict[int, int]:
     """Units that this shard lacks for these calls, by item number, as far as the sale has them."""
     wanted: Counter[int] = Counter()
-    room = {item: look.available(item - 1) for item in range(1, len(look.definition.items) + 1)}
     for call in calls:
         lines = units_of(call[2][1:])
-        if all(room.get(item, 0) >= units for item, units in lines):
-            for item, units in lines:
-                room[item] -= units
-                wanted[item] += units
+        if all(look.available(item - 1) - wanted[item] >= units for item, units in lines):
+            wanted.update(dict(lines))
     here = look.of(slot)
     lacking = {item: units - (here.available(item - 1) if here else 0) for item, units in wanted.items()}
     return {item: units for item, units in lacking.items() if units > 0}

@@ -225,8 +225,9 @@ class Engine:
             self._slots = Slots(self._servers, self._scripts, self._store, self._transitions, self.meters)
             self._snapshot = Snapshot(self._servers, self._store, self._slots, self.meters)
             carrier = Carrier(self._scripts, self._store, self._snapshot)
-            self._borrowing = Borrowing(carrier, self._transitions, lambda sale: self._shards.known(sale))
+            self._borrowing = Borrowing(carrier, self._transitions)
             self._shards = Shards(self._slots, self._servers, self._borrowing.short)
+            self._borrowing.families = self._shards.known
             self._amending = Amending(self._scripts, self._store, self._snapshot, self._borrowing, self._transitions)
             self._mending = Mending(self._store, self._shards, self._borrowing, self._amending)
             self._assurance = Assurance(self._servers, self._scripts, self._snapshot, self._replicas, self.meters)
@@ -658,20 +659,37 @@ class Engine:
         UnknownSale.
         """
 
-        def call(waiter: Waiter, who: str, order: Order) -> tuple[Slot, Call]:
-            slot = found if isinstance(found, Slot) else found.of(who)
-            return slot, self._order(slot, waiter, who, order.quantity, order.lines, order.key)
+        def call(waiter: Waiter, who: str, order: Order) -> Call:
+            return self._order(slot, waiter, who, order.quantity, order.lines, order.key)
 
         try:
-            found = await self._find(sale)
+            found = self._slots.whole(sale) or await self._find(sale)
+            if not isinstance(found, Slot):
+                return await self._reserve_many_in_shards(found, entries)
+            slot = found
             try:
                 calls, waiters = self._calls(entries, call)
             except checks.UnknownSku:
-                await found.sale()
+                await self._slots.sale(slot)
                 calls, waiters = self._calls(entries, call)
         except NotReady as error:
             return [error] * len(entries)
-        for slot, of_slot in calls.items():
+        slot.reserves.put_all(calls)
+        return await collected(waiters)
+
+    async def _reserve_many_in_shards(self, family: Family, entries: Sequence[Order]) -> list[Ticket | HoldfastError]:
+        """As `reserve_many`, of a sale in shards: each entry goes to its buyer's."""
+
+        def call(waiter: Waiter, who: str, order: Order) -> tuple[Slot, Call]:
+            slot = family.of(who)
+            return slot, self._order(slot, waiter, who, order.quantity, order.lines, order.key)
+
+        try:
+            calls, waiters = self._calls(entries, call)
+        except checks.UnknownSku:
+            await family.sale()
+            calls, waiters = self._calls(entries, call)
+        for slot, of_slot in _by_slot(calls).items():
             slot.reserves.put_all(of_slot)
         return await collected(waiters)
 
@@ -806,27 +824,49 @@ class Engine:
         InvalidRequest, UnknownSale: as `reserve_many`. DurabilityUnavailable: nothing was done.
         """
 
-        def call(waiter: Waiter, who: str, payment: Payment) -> tuple[Slot, Call]:
-            slot, id = places[0], ""
-            if (parts := split_ticket(payment.ticket)) is not None and parts[0] in by_name:
-                slot, id = by_name[parts[0]], parts[1]
+        def call(waiter: Waiter, who: str, payment: Payment) -> Call:
+            parts = split_ticket(payment.ticket)
+            id = parts[1] if parts is not None and parts[0] == slot.name else ""
             assured = self._assured(waiter, slot, level)
             call = self._payment(id, assured, who, payment.ticket, payment.reference, payment.key, payment.declined)
             if not id:
                 raise UnknownTicket
-            return slot, call
+            return call
 
         try:
-            found = await self._find(sale)
-            places = (found,) if isinstance(found, Slot) else found.slots
-            by_name = {slot.name: slot for slot in places}
-            level = self._level(places[0], durability)
-            for slot in places:
-                await self._assurance.require(level, slot.name)
+            found = self._slots.whole(sale) or await self._find(sale)
+            if not isinstance(found, Slot):
+                return await self._confirm_many_in_shards(found, entries, durability)
+            slot = found
+            level = self._level(slot, durability)
+            await self._assurance.require(level, slot.name)
         except NotReady as error:
             return [error] * len(entries)
         calls, waiters = self._calls(entries, call)
-        for slot, of_slot in calls.items():
+        slot.confirms.put_all(calls)
+        return await collected(waiters)
+
+    async def _confirm_many_in_shards(
+        self, family: Family, entries: Sequence[Payment], durability: Durability | None
+    ) -> list[Ticket | HoldfastError]:
+        """As `confirm_many`, of a sale in shards: each entry goes to its ticket's."""
+
+        def call(waiter: Waiter, who: str, payment: Payment) -> tuple[Slot, Call]:
+            parts = split_ticket(payment.ticket)
+            slot = by_name.get(parts[0]) if parts is not None else None
+            id = parts[1] if parts is not None and slot is not None else ""
+            assured = self._assured(waiter, slot or family.slots[0], level)
+            call = self._payment(id, assured, who, payment.ticket, payment.reference, payment.key, payment.declined)
+            if slot is None:
+                raise UnknownTicket
+            return slot, call
+
+        by_name = {slot.name: slot for slot in family.slots}
+        level = self._level(family.slots[0], durability)
+        for slot in family.slots:
+            await self._assurance.require(level, slot.name)
+        calls, waiters = self._calls(entries, call)
+        for slot, of_slot in _by_slot(calls).items():
             slot.confirms.put_all(of_slot)
         return await collected(waiters)
 
@@ -963,10 +1003,9 @@ class Engine:
             raise UnknownTicket from None
 
     def _calls(
-        self, entries: Sequence[E], call: Callable[[Waiter, str, E], tuple[Slot, Call]]
-    ) -> tuple[dict[Slot, list[Call]], list[asyncio.Future[Ticket]]]:
-        """The calls of entries by slot, and the waiter of each; one that is refused before it is sent has its answer
-        already.
+        self, entries: Sequence[E], call: Callable[[Waiter, str, E], T]
+    ) -> tuple[list[T], list[asyncio.Future[Ticket]]]:
+        """The calls of entries and the waiter of each; one that is refused before it is sent has its answer already.
 
         Parameters
         ----------
@@ -978,7 +1017,7 @@ class Engine:
         """
         create_future = asyncio.get_running_loop().create_future
         waiters: list[asyncio.Future[Ticket]] = []
-        calls: dict[Slot, list[Call]] = {}
+        calls: list[T] = []
         mistakes: list[tuple[int, InvalidRequest]] = []
         refused: list[tuple[asyncio.Future[Ticket], HoldfastError]] = []
         for at, entry in enumerate(entries):
@@ -991,8 +1030,7 @@ class Engine:
             waiter = create_future()
             waiters.append(waiter)
             try:
-                slot, made = call(waiter, who, entry)
-                calls.setdefault(slot, []).append(made)
+                calls.append(call(waiter, who, entry))
             except InvalidRequest as error:
                 mistakes.append((at, error))
             except HoldfastError as error:
@@ -1220,6 +1258,13 @@ class Engine:
             return await work
         except (NotSent, NoReply) as error:
             raise NotReady(str(error)) from error
+
+
+def _by_slot(calls: Sequence[tuple[Slot, Call]]) -> dict[Slot, list[Call]]:
+    by_slot: dict[Slot, list[Call]] = {}
+    for slot, call in calls:
+        by_slot.setdefault(slot, []).append(call)
+    return by_slot
 
 
 def _cursor(*position: object) -> str:

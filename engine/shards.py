@@ -13,8 +13,9 @@ from holdfast.engine.connection import NoReply, NotSent
 from holdfast.engine.errors import HoldfastError, NotReady, UnknownSale
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Transfers, shard_of
+from holdfast.engine.scripts import Refused
 from holdfast.engine.servers import Servers
-from holdfast.engine.slots import Short, Slot, Slots
+from holdfast.engine.slots import RESEND_PAUSE_S, Short, Slot, Slots
 from holdfast.engine.store import Cursor
 from holdfast.engine.values import Item, Sale
 
@@ -200,23 +201,24 @@ class Family:
         return (await self.whole()).sale()
 
     async def whole(self) -> Look:
-        """Every shard, read after this was called; raises as `sale`."""
-        for _ in range(LOOKS_MAX):
+        """Every shard, read after this was called; raises as `sale`, for what passes only when it has not in time."""
+        time = self.slots[0].time
+        give_up, torn = time() + self.patience_s, 0
+        while True:
             look = await self.look()
             for refusal in look.refusals.values():
-                raise refusal.with_traceback(None)
-            if not look.torn:
-                break
+                if not look.passing or time() >= give_up:
+                    raise refusal.with_traceback(None)
+            if look.refusals:
+                await asyncio.sleep(RESEND_PAUSE_S)
+                continue
+            torn += look.torn
+            if not look.torn or torn >= LOOKS_MAX:
+                return look
             await asyncio.sleep(random.uniform(0, LOOK_PAUSE_S))
-        return look
 
     async def look(self) -> Look:
-        """As `whole`, with those shards that can be read. One look is for all who ask before it begins.
-
-        Raises
-        ------
-        NotReady: none of them can be read.
-        """
+        """As `whole`, with those shards that can be read. One look is for all who ask before it begins."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
             self._looking.add_done_callback(self._looked)
@@ -243,13 +245,19 @@ class Family:
         began = self.slots[0].time()
         refusals: dict[str, HoldfastError] = {}
         passing = True
-        for slot in self.slots:
-            # Another server than before is believed once the floor was read again.
-            if slot.generation != self._servers.generation(slot.name):
-                try:
-                    await slot.run(_nothing, reads=True)
-                except HoldfastError as error:
-                    refusals[slot.name] = error
+        # Another server than before is believed once the floor was read again.
+        changed = [slot for slot in self.slots if slot.generation != self._servers.generation(slot.name)]
+        told = await asyncio.gather(*(self._registry.refresh(slot) for slot in changed), return_exceptions=True)
+        for slot, error in zip(changed, told, strict=True):
+            if isinstance(error, NotSent):
+                refusals[slot.name] = NotReady(f"'{slot.name}': {error}")
+            elif isinstance(error, Refused):
+                refusals[slot.name] = await self._registry.reason(slot, error.outcome)
+                passing = passing and self._registry.heals
+            elif isinstance(error, HoldfastError):
+                refusals[slot.name], passing = error, False
+            elif error is not None:
+                raise error
         commands: list[tuple[str, Sequence[Any]]] = []
         for slot in self.slots:
             commands += [
@@ -261,7 +269,7 @@ class Family:
         try:
             replies = await self._servers.clocked(commands)
         except (NotSent, NoReply) as error:
-            raise NotReady(str(error)) from error
+            return Look(began, (), {self.name: NotReady(str(error))}, passing)
         shards = []
         for slot, floor, (now, head), (_, first) in zip(self.slots, floors, replies[::2], replies[1::2], strict=True):
             if slot.name not in refusals:
@@ -272,8 +280,6 @@ class Family:
                     refusals[slot.name] = shard
                     # A server that is away is replaced, and what is behind is recovered where somebody does that.
                     passing = passing and (isinstance(head, (NotSent, NoReply)) or self._registry.heals)
-        if not shards:
-            raise next(iter(refusals.values())).with_traceback(None)
         return Look(began, shards, refusals, passing)
 
     async def _shard(self, slot: Slot, floor: Cursor, now: int, head: Any, first: Any) -> Shard | HoldfastError:
@@ -352,10 +358,6 @@ class Shards:
                 for slot in slots:
                     slot.short = self._short
         return family
-
-
-async def _nothing(floor: str, again: bool) -> None:
-    """Has `Slots.run` look at the floor, and nothing else."""
 
 
 def _score(first: list[Any]) -> int:

@@ -344,11 +344,12 @@ class Slots:
         if outcome is Outcome.SALE_EXISTS:
             raise NotReady(f"Redis has another sale '{name}' than the store: is this the right Redis for this store?")
 
-    async def _refresh(self, slot: Slot) -> None:
+    async def refresh(self, slot: Slot) -> None:
         """Learns floor and definition again, after Redis has become another process.
 
         Raises
         ------
+        NotSent: Redis does not answer. Refused: the slot cannot be used. UnknownSale.
         NotReady: the store does not answer, so that nothing can be said about what Redis has.
         """
         generation = self._servers.generation(slot.name)
@@ -385,7 +386,7 @@ class Slots:
         while True:
             try:
                 if slot.generation != self._servers.generation(slot.name):
-                    await self._refresh(slot)
+                    await self.refresh(slot)
                 return await send(slot.floor.floor, sent)
             except Refused as refused:
                 if self.heals and patient and refused.outcome in _PASSING and loop.time() < give_up:
