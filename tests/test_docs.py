@@ -205,7 +205,7 @@ async def test_what_lies_in_redis_is_documented(engine: Engine, redis_url: str) 
     }
     (section,) = re.findall(r"^### `hf:\{SLOT\}:sale`\n(.*?)^### ", KEYS, re.MULTILINE | re.DOTALL)
     documented = {cell.strip("`") for cell in first_cells(section) if cell.startswith("`")}
-    assert documented == fields | {"fence", "dropped", "touched", "reign"}
+    assert documented == fields | {"fence", "dropped", "touched", "reign", "transfers"}
 
 
 def test_every_table_of_the_store_is_documented() -> None:

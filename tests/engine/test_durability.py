@@ -555,7 +555,7 @@ async def test_readiness_does_not_wait_for_a_silent_store(gig: Engine, monkeypat
         await asyncio.Future()
 
     with monkeypatch.context() as patch:
-        patch.setattr(gig._store, "sales", silent)
+        patch.setattr(gig._store, "slots", silent)
         readiness = await gig.readiness()
     assert (readiness.ready, readiness.alarms) == (
         True,
