@@ -1202,12 +1202,13 @@ class Engine:
         Parameters
         ----------
         after: a place to go on from: `EPOCH-SEQUENCE`, or those of all shards joined by commas, or epoch and sequence
-            in a sale of one slot; (0, 0) is the beginning of any sale, None is where the ledger stands now.
+            in a sale of one slot; (0, 0) and `0-0` are the beginning of any sale, None is where the ledger stands now.
+            A place that the ledger has not reached is taken for its end: a server was lost with what lay beyond.
 
         Raises
         ------
         UnknownSale, NotReady.
-        InvalidRequest: the ledger has not come as far as `after`, or it is no place of this sale.
+        InvalidRequest: `after` is no place of this sale.
         """
         found = await self._find(sale)
         now = (await found.sale()).place
@@ -1215,15 +1216,16 @@ class Engine:
         stands = positions(now)
         if after is None:
             begin = stands
-        elif isinstance(after, str):
-            begin = positions(after)
         else:
-            begin = [Position(*after)] * (len(slots) if tuple(after) == (0, 0) else 1)
+            begin = positions(after) if isinstance(after, str) else [Position(*after)]
+            if begin == [Position(0, 0)]:
+                begin *= len(slots)
         if len(begin) != len(slots):
             raise InvalidRequest("/after", f"is no place in '{sale}', which has come to {now}")
-        if any(min(here) < 0 or here > stand for here, stand in zip(begin, stands, strict=True)):
-            raise InvalidRequest("/after", f"lies outside the ledger of '{sale}', which has come to {now}")
-        return Tail(self._servers, self._store, sale, slots, begin)
+        if min(map(min, begin)) < 0:
+            raise InvalidRequest("/after", f"is no place in '{sale}': its numbers begin with 0-0")
+        # What lay beyond was lost with the server that had it, and its numbers go to others.
+        return Tail(self._servers, self._store, sale, slots, list(map(min, begin, stands)))
 
     async def transitions(
         self, sale: str, *, after: tuple[int, int] | str | None = None
