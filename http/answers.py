@@ -51,10 +51,14 @@ class ItemAnswer(TypedDict):
     available: Units
     reserved: Units
     purchased: Units
+    in_transit: NotRequired[Units]
 
 
 class SaleAnswer(TypedDict):
-    """A sale with its counters; `ready` is there, and false, when it cannot be read now."""
+    """A sale with its counters.
+
+    `shards` and `in_transit` are there when it has several; `ready` is there, and false, when it cannot be read now.
+    """
 
     id: Name
     name: str
@@ -64,11 +68,13 @@ class SaleAnswer(TypedDict):
     opens_at: InstantText | None
     closes_at: InstantText | None
     durability: Durability | None
+    shards: NotRequired[int]
     sequence: Units
     capacity: Units
     available: Units
     reserved: Units
     purchased: Units
+    in_transit: NotRequired[Units]
     ready: NotRequired[Literal[False]]
 
 
@@ -96,13 +102,18 @@ class ItemTerms(TypedDict):
 
 
 class TransitionAnswer(TypedDict):
-    """A transition in the operator's stream: of a ticket, or, when `kind` is `sale`, of the sale and its terms."""
+    """A transition in the operator's stream.
+
+    Of a ticket; or, when `kind` is `sale`, of the sale and its terms; or, when it is `transfer`, of units between two
+    shards. `slot` is there when the sale has several.
+    """
 
     epoch: Units
     sequence: Units
     at: InstantText
     kind: Kind
     sale: Name
+    slot: NotRequired[str]
     ticket: NotRequired[str]
     lines: NotRequired[list[TicketLine]]
     quantity: NotRequired[Units]
@@ -115,6 +126,7 @@ class TransitionAnswer(TypedDict):
     opens_at: NotRequired[InstantText | None]
     closes_at: NotRequired[InstantText | None]
     durability: NotRequired[Durability | None]
+    shards: NotRequired[int]
 
 
 class Mistake(TypedDict):

@@ -41,6 +41,7 @@ from holdfast.engine import (
     UnknownSale,
     UnknownTicket,
 )
+from holdfast.engine.records import sale_of
 
 from . import answers, batches, docs, health, metrics, models, openapi, sales, site, stream, tickets
 from .bodies import BATCH_BYTES_MAX, BODY_BYTES_MAX, MERGE_PATCH
@@ -354,7 +355,7 @@ def _count(tally: Tally, request: web.Request, route: str, status: int, outcome:
         tally.answered(request.method, route, status, seconds)
     else:
         asked = request.match_info
-        sale = asked["sale"] if "sale" in asked else asked["ticket"].partition(".")[0]
+        sale = asked["sale"] if "sale" in asked else sale_of(asked["ticket"].partition(".")[0])
         tally.of_sale(call, sale)[outcome] += 1
         tally.seconds[call].add(seconds)
 

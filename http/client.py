@@ -115,7 +115,7 @@ class Client:
     Cheap, to be used by many tasks at once, and as an async context manager: it keeps its connections until the end.
     All refusals are the exceptions of `holdfast.engine`, with the same attributes; those that only HTTP knows (a wrong
     token, a body too large) are those of `holdfast.http.problems`. Of each ticket `buyer` is empty, since the API shows
-    it to nobody, and `epoch` of a sale is 0 but in `counts`.
+    it to nobody, and `epoch` and `place` of a sale are told by `counts` alone.
 
     Parameters
     ----------
@@ -201,6 +201,7 @@ class Client:
         opens_at: int | None = None,
         closes_at: int | None = None,
         durability: Durability | None = None,
+        shards: int | None = None,
     ) -> Sale:
         """Puts something on sale, for the operator; parameters and refusals as of `Engine.create_sale`.
 
@@ -216,6 +217,7 @@ class Client:
             "opens_at": None if opens_at is None else instant_text(opens_at),
             "closes_at": None if closes_at is None else instant_text(closes_at),
             "durability": durability,
+            "shards": shards,
         }
         answer = await self._call("POST", "/sales", body=_given(body), changes=True)
         return answer.told(told.sale, created=answer.status == 201)
@@ -435,33 +437,35 @@ class Client:
         async for event in self._follow(sale, {}, ""):
             if event.name == "counts":
                 with told.understood(200):
-                    epoch = int(event.id.partition("-")[0]) if event.id else 0
-                    counted = told.sale(json.loads(event.data), epoch=epoch)
+                    counted = told.sale(json.loads(event.data), place=event.id)
                 yield counted
 
-    async def transitions(self, sale: str, *, after: tuple[int, int] | None = None) -> AsyncIterator[SaleTransition]:
-        """Every transition of a sale, in order and without a gap or a repetition, for the operator.
+    async def transitions(
+        self, sale: str, *, after: tuple[int, int] | str | None = None
+    ) -> AsyncIterator[SaleTransition]:
+        """Every transition of a sale, without a gap or a repetition, for the operator: in order, in each shard.
 
         Without an end: after a break it goes on behind the last one that was handed out.
 
         Parameters
         ----------
-        after: epoch and sequence to go on from; (0, 0) is the beginning, None is where the ledger stands now.
+        after: the `place` to go on from, or in a sale of one slot epoch and sequence; (0, 0) is the beginning, None is
+            where the ledger stands now.
 
         Raises
         ------
-        UnknownSale, OperatorTokenRequired. InvalidRequest: the ledger has not come as far as `after`.
+        UnknownSale, OperatorTokenRequired. InvalidRequest: `after` is no place in this sale.
         NotReady, Overloaded: at the first step, when there was no answer in time.
         """
         token = self._headers.get("Authorization")
         if token is None:
             # Without one the server would tell the counters alone, for ever.
             raise OperatorTokenRequired("Transitions are the operator's: give the client an 'operator_token'.")
-        begin = "" if after is None else str(Position(*after))
+        begin = "" if after is None else after if isinstance(after, str) else str(Position(*after))
         async for event in self._follow(sale, {"Authorization": token}, begin):
             if event.name == "transition":
                 with told.understood(200):
-                    transition = told.transition(json.loads(event.data))
+                    transition = told.transition(json.loads(event.data), event.id)
                 yield transition
 
     async def _follow(self, sale: str, headers: Mapping[str, str], last: str) -> AsyncIterator[Event]:

@@ -159,7 +159,12 @@ LOOKED_AT: Final = (
     ),
     Described("holdfast_sales", "gauge", "Sales that there are."),
     Described("holdfast_sale_ready", "gauge", "1 when this sale can be sold.", ("sale",)),
-    Described("holdfast_units", "gauge", "Units of an item by state.", ("sale", "sku", "state")),
+    Described(
+        "holdfast_units",
+        "gauge",
+        "Units of an item by state; in_transit is there in sales in shards.",
+        ("sale", "sku", "state"),
+    ),
     Described("holdfast_capacity_units", "gauge", "All units of an item.", ("sale", "sku")),
 )
 
@@ -327,10 +332,11 @@ def _looked_at(condition: Condition) -> Figures:
                 ("available", item.available),
                 ("reserved", item.reserved),
                 ("purchased", item.purchased),
+                *((("in_transit", item.in_transit),) if sale.shards is not None else ()),
             )
         },
         "holdfast_capacity_units": {
-            _joined((sale.id, item.sku)): [item.available + item.reserved + item.purchased]
+            _joined((sale.id, item.sku)): [item.available + item.reserved + item.purchased + item.in_transit]
             for sale in condition.sales
             for item in sale.items
         },

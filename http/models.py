@@ -29,6 +29,9 @@ TEXTS_MAX = 4096
 #: A capacity that was not given: 0 is a capacity.
 NO_CAPACITY = -1
 
+#: Shards that were not given: a sale of one slot.
+NO_SHARDS = 0
+
 #: Visible ASCII: a fingerprint must be spelled alike in a header and in a body.
 FINGERPRINT_PATTERN = rf"^[\x21-\x7e]{{{limits.FINGERPRINT_CHARS_MIN},{limits.FINGERPRINT_CHARS_MAX}}}$"
 
@@ -103,6 +106,7 @@ DisplayName = Annotated[str, Field(pattern=TEXT_PATTERN, max_length=limits.DISPL
 Capacity = Annotated[int, Field(ge=0, le=limits.CAPACITY_MAX)]
 PerBuyer = Annotated[int, Field(ge=1, le=limits.CAPACITY_MAX)]
 HoldMs = Annotated[int, Field(ge=limits.HOLD_MS_MIN, le=limits.HOLD_MS_MAX)]
+Shards = Annotated[int, Field(ge=1, le=limits.SHARDS_MAX)]
 Quantity = Annotated[int, Field(ge=1, le=limits.QUANTITY_MAX)]
 Fingerprint = Annotated[str, Field(pattern=FINGERPRINT_PATTERN)]
 Buyer = Annotated[str, Field(pattern=BUYER_PATTERN)]
@@ -138,6 +142,7 @@ class CreateSaleBody(Body):
     opens_at: Instant | None = None
     closes_at: Instant | None = None
     durability: Durability | None = None
+    shards: Shards = NO_SHARDS
 
 
 class AmendItemBody(Body):
@@ -347,9 +352,8 @@ def sale_json(sale: Sale) -> dict[str, object]:
     """A sale as it is answered, with its totals."""
     items: list[dict[str, object]] = []
     for item in sale.items:
-        items.append(
-            _item_terms(item) | {"available": item.available, "reserved": item.reserved, "purchased": item.purchased}
-        )
+        counted = {"available": item.available, "reserved": item.reserved, "purchased": item.purchased}
+        items.append(_item_terms(item) | counted | ({} if sale.shards is None else {"in_transit": item.in_transit}))
     return {
         "id": sale.id,
         "name": sale.name,
@@ -360,6 +364,7 @@ def sale_json(sale: Sale) -> dict[str, object]:
         "available": sum(item.available for item in sale.items),
         "reserved": sum(item.reserved for item in sale.items),
         "purchased": sum(item.purchased for item in sale.items),
+        **({} if sale.shards is None else {"in_transit": sum(item.in_transit for item in sale.items)}),
         **({} if sale.ready else {"ready": False}),
     }
 
@@ -373,6 +378,8 @@ def transition_json(transition: SaleTransition) -> dict[str, object]:
         "kind": transition.kind.value,
         "sale": transition.sale,
     }
+    if transition.slot != transition.sale:
+        body["slot"] = transition.slot
     terms = transition.terms
     if terms is not None:
         return body | {
@@ -380,7 +387,8 @@ def transition_json(transition: SaleTransition) -> dict[str, object]:
             "items": [_item_terms(item) for item in terms.items],
             **_terms_json(terms),
         }
-    body["ticket"] = transition.ticket
+    if transition.ticket is not None:
+        body["ticket"] = transition.ticket
     body["lines"] = [{"sku": line.sku, "quantity": line.quantity} for line in transition.lines]
     body["quantity"] = transition.quantity
     if transition.expires_at is not None:
@@ -404,4 +412,5 @@ def _terms_json(of: Sale | Terms) -> dict[str, object]:
         "opens_at": None if of.opens_at is None else instant_text(of.opens_at),
         "closes_at": None if of.closes_at is None else instant_text(of.closes_at),
         "durability": of.durability,
+        **({} if of.shards is None else {"shards": of.shards}),
     }

@@ -133,8 +133,8 @@ _RAW: Final[Mapping[Any, dict[str, object]]] = {str: {"type": "string"}, bytes: 
 _LAST_EVENT_ID: Final[dict[str, object]] = {
     "name": "Last-Event-ID",
     "in": "header",
-    "description": "The id of the last event that was seen: the stream goes on right after it.",
-    "schema": {"type": "string", "pattern": r"^\d+-\d+$"},
+    "description": "The id of the last event that was seen: the stream goes on right after it. 0-0 is the beginning.",
+    "schema": {"type": "string", "pattern": r"^\d+-\d+(,\d+-\d+)*$"},
 }
 
 #: The description, written.

@@ -72,6 +72,7 @@ async def create_sale(request: web.Request) -> web.Response:
         opens_at=body.opens_at,
         closes_at=body.closes_at,
         durability=body.durability,
+        shards=body.shards or None,
     )
     return json_response(
         sale_json(sale), status=201 if sale.created else 200, headers={hdrs.LOCATION: f"/sales/{sale.id}"}
@@ -89,7 +90,8 @@ async def list_sales(request: web.Request) -> web.Response:
 async def show_sale(request: web.Request) -> web.Response:
     """`GET /sales/{sale}`: a sale with its counters.
 
-    For each item and in sum, `available + reserved + purchased` is `capacity`.
+    For each item and in sum, `available + reserved + purchased` is `capacity`; in a sale in shards
+    `in_transit` is one more of these.
     """
     is_operator(asked_by(request))
     read_query(request)

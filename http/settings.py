@@ -33,7 +33,8 @@ class Settings:
     data_dir
         Directory of everything that is kept.
     redis
-        Redis to use, as a URL (redis://host:6379/0). Without it, Holdfast starts its own.
+        Redis to use, as a URL: redis://host:6379/0, rediss://host:6379/0 with TLS, unix:///path,
+        redis+sentinel://host,host/name or redis+cluster://host,host. Without it, Holdfast starts its own.
     redis_server
         The redis-server or valkey-server to start instead of the newest that is found.
     store

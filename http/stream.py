@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -33,7 +32,7 @@ from holdfast.engine import (
     Tail,
     UnknownSale,
 )
-from holdfast.engine.tail import POLL_S
+from holdfast.engine.tail import POLL_S, positions
 
 from .bodies import read_query
 from .callers import asked_by, is_operator
@@ -75,8 +74,6 @@ PUBLIC_UNREAD_BYTES_MAX: Final = 32 * 1024
 #: Streams of a process when nobody says how many.
 READERS_MAX_DEFAULT: Final = 5_000
 
-_POSITION = re.compile(r"([0-9]{1,15})-([0-9]{1,15})", re.ASCII)
-
 _HEADERS: Final = {
     hdrs.CONTENT_TYPE: EVENT_STREAM,
     hdrs.CACHE_CONTROL: "no-store",
@@ -87,13 +84,30 @@ _HEADERS: Final = {
 _HEARTBEAT: Final = b": still here\n\n"
 
 
-def _event(name: str, data: bytes, id: Position | None = None) -> bytes:
+#: Where a reader stands in a sale: its position in each slot, which is one unless the sale is in shards.
+Place = tuple[Position, ...]
+
+
+def _place(text: str) -> Place:
+    return tuple(positions(text))
+
+
+def _reaches(here: Place, there: Place) -> bool:
+    """Whether whoever stands here has had everything up to there."""
+    return all(mine >= other for mine, other in zip(here, there, strict=True))
+
+
+def _furthest(here: Place, there: Place) -> Place:
+    return tuple(map(max, here, there))
+
+
+def _event(name: str, data: bytes, id: str | None = None) -> bytes:
     named = f"event: {name}\n" if id is None else f"event: {name}\nid: {id}\n"
     return named.encode() + b"data: " + data + b"\n\n"
 
 
 def _told(transition: SaleTransition) -> bytes:
-    return _event("transition", to_json(transition_json(transition)), transition.position)
+    return _event("transition", to_json(transition_json(transition)), transition.place)
 
 
 class _Reader:
@@ -111,7 +125,7 @@ class _Reader:
 
     __slots__ = ("_chunked", "_transport", "after", "ended")
 
-    def __init__(self, transport: asyncio.WriteTransport, after: Position | None, chunked: bool) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, after: Place | None, chunked: bool) -> None:
         self.after = after
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport = transport
@@ -167,7 +181,7 @@ class Channel:
         #: Reads the ledger for all operators; None while none follows.
         self._tail: Tail | None = None
         #: Up to where operators have been told.
-        self._told = Position(0, 0)
+        self._told: Place = ()
         self._told_at = self._loop.time()
         #: Seconds that telling took since the last pause.
         self._spent = 0.0
@@ -189,6 +203,9 @@ class Channel:
     def join(self, reader: _Reader, tail: Tail | None = None) -> bool:
         """Has a reader hear what comes; an operator once it has caught up.
 
+        That is when it has read what this channel has told, or where nobody is told yet, what it has seen. To wait for
+        a look that finds nothing new would be to wait until no shard sells.
+
         Parameters
         ----------
         tail: an operator's, which has read up to `reader.after`.
@@ -198,10 +215,11 @@ class Channel:
         Whether it has joined; an operator who has not reads on, and asks again.
         """
         if tail is not None and reader.after is not None:
+            assert self.sale is not None
+            if not _reaches(reader.after, _place(self.sale.place) if self._tail is None else self._told):
+                return False
             if self._tail is None:
                 self._tail, self._told = tail, reader.after
-            elif reader.after < self._told:
-                return False
         self._readers.add(reader)
         return True
 
@@ -209,7 +227,7 @@ class Channel:
         """Nobody hears it any more."""
         self._readers.discard(reader)
 
-    def counts(self, id: Position | None) -> bytes:
+    def counts(self, id: str | None) -> bytes:
         """The event of the counters as they are now."""
         assert self.sale is not None
         # Thousands join at once: it is written once for all of them.
@@ -252,12 +270,12 @@ class Channel:
             now = self.sale = replace(before, ready=False)
             await asyncio.sleep(AWAY_SECONDS)
         if now != before:
-            public, plain = self.counts(now.position), self.counts(None)
+            public, plain = self.counts(now.place), self.counts(None)
             await self._tell([reader for reader in self._readers if reader.after is None], public)
             await self._tell([reader for reader in self._readers if reader.after is not None], plain)
         # The ledger may lie in a store that does not answer now: it is read in the next round.
         with suppress(NotReady):
-            await self._tell_operators(now.position)
+            await self._tell_operators(_place(now.place))
         if self._loop.time() - self._told_at > HEARTBEAT_SECONDS:
             await self._tell(list(self._readers), _HEARTBEAT)
 
@@ -267,24 +285,24 @@ class Channel:
             self.sale = now
         return now
 
-    async def _tell_operators(self, upto: Position) -> None:
+    async def _tell_operators(self, upto: Place) -> None:
         operators = [reader for reader in self._readers if reader.after is not None]
         tail = self._tail
         if not operators:
             self._tail = None
         if not operators or tail is None:
             return
-        while self._told < upto and (transitions := await tail.read()):
-            events = [(transition.position, _told(transition)) for transition in transitions]
-            began, self._told = self._told, tail.position
+        while not _reaches(self._told, upto) and (transitions := await tail.read()):
+            events = [_told(transition) for transition in transitions]
+            began, self._told = self._told, _place(tail.place)
             # Whoever joins from now on has read as far on its own, or waits.
             operators = [reader for reader in self._readers if reader.after is not None]
-            await self._tell([reader for reader in operators if reader.after == began], _joined(events, began))
+            await self._tell([reader for reader in operators if reader.after == began], b"".join(events))
             for reader in operators:
                 assert reader.after is not None
-                if reader.after > began:
-                    await self._tell([reader], _joined(events, reader.after))
-                reader.after = max(reader.after, self._told)
+                if reader.after != began:
+                    await self._tell([reader], _unheard(transitions, events, reader.after))
+                reader.after = _furthest(reader.after, self._told)
 
     async def _tell(self, readers: Sequence[_Reader], events: bytes) -> None:
         """Writes to readers, and lets others in between; whoever does not read is cut off, and not waited for."""
@@ -301,8 +319,15 @@ class Channel:
             await asyncio.sleep(0)
 
 
-def _joined(events: Iterable[tuple[Position, bytes]], after: Position) -> bytes:
-    return b"".join(event for position, event in events if position > after)
+def _unheard(transitions: Iterable[SaleTransition], events: Iterable[bytes], after: Place) -> bytes:
+    """The events of those transitions that somebody has not heard who has come further, perhaps not in every slot."""
+    unheard = []
+    for transition, event in zip(transitions, events, strict=True):
+        place = _place(transition.place)
+        if not _reaches(after, place):
+            unheard.append(event)
+            after = _furthest(after, place)
+    return b"".join(unheard)
 
 
 class EventStream(web.StreamResponse):
@@ -331,7 +356,7 @@ class EventStream(web.StreamResponse):
 
     async def _send(self, request: web.BaseRequest, transport: asyncio.Transport) -> None:
         channel, tail = self._channel, self._tail
-        after = tail.position if tail is not None else None
+        after = _place(tail.place) if tail is not None else None
         reader = _Reader(transport, after, request.version >= HttpVersion11)
         request[ABANDONED] = reader.ended
         self._streams.readers.add(reader)
@@ -341,11 +366,11 @@ class EventStream(web.StreamResponse):
             # The headers go with it.
             await self.write(f"retry: {random.randint(RETRY_MS_MIN, RETRY_MS_MAX)}\n\n".encode())
             if tail is None:
-                events = channel.counts(channel.sale.position if channel.sale else None)
+                events = channel.counts(channel.sale.place if channel.sale else None)
                 reader.tell(events, _framed(events))
                 channel.join(reader)
             else:
-                await self.write(channel.counts(None if self._resumed else after))
+                await self.write(channel.counts(None if self._resumed else tail.place))
                 await self._catch_up(reader, tail)
             await asyncio.wait([reader.ended])
         finally:
@@ -361,10 +386,10 @@ class EventStream(web.StreamResponse):
             except NotReady:
                 transitions = []
                 await asyncio.sleep(AWAY_SECONDS)
-            reader.after = tail.position
+            reader.after = _place(tail.place)
             if transitions:
                 await self.write(b"".join(map(_told, transitions)))
-            elif self._channel.join(reader, tail):
+            if self._channel.join(reader, tail):
                 return
 
 
@@ -392,16 +417,16 @@ class Streams:
         """Readers that were cut off because they did not read."""
         return self._dropped + sum(channel.dropped for channel in self._channels.values())
 
-    async def open(self, sale: str, operator: bool, after: Position | None) -> EventStream:
+    async def open(self, sale: str, operator: bool, after: str | None) -> EventStream:
         """The answer to a caller.
 
         Parameters
         ----------
-        after: the last transition that an operator has seen.
+        after: the place of the last transition that an operator has seen.
 
         Raises
         ------
-        UnknownSale, NotReady, Overloaded. InvalidRequest: the ledger has not come as far as `after`.
+        UnknownSale, NotReady, Overloaded. InvalidRequest: `after` is no place in this sale.
         """
         if self.ended:
             raise NotReady("this server is ending", retry_after_ms=RETRY_MS_MIN)
@@ -415,11 +440,12 @@ class Streams:
         self._open += 1
         try:
             seen = await channel.begun()
-            tail = await self._engine.tail(sale, after=after or seen.position) if operator else None
+            tail = await self._engine.tail(sale, after=after or seen.place) if operator else None
         except BaseException:
             self.left(channel)
             raise
-        return EventStream(self, channel, tail, resumed=after is not None)
+        # Of a beginning that is not where it was asked for (0-0, or what was lost), the reader learns the place.
+        return EventStream(self, channel, tail, resumed=tail is not None and tail.place == after)
 
     def left(self, channel: Channel) -> None:
         """A stream has ended, or was not opened after all."""
@@ -466,11 +492,13 @@ async def stream(request: web.Request) -> web.StreamResponse:
         raise InvalidRequest(f"/{LAST_EVENT_ID_HEADER}", error.detail) from None
 
 
-def _last_event_id(request: web.Request) -> Position | None:
+def _last_event_id(request: web.Request) -> str | None:
     text = request.headers.get(LAST_EVENT_ID_HEADER)
     if not text:
         return None
-    match = _POSITION.fullmatch(text)
-    if match is None:
-        raise InvalidRequest(f"/{LAST_EVENT_ID_HEADER}", "must be the id of an event of this stream, such as 1-27")
-    return Position(int(match[1]), int(match[2]))
+    try:
+        positions(text)
+    except InvalidRequest:
+        detail = "must be the id of an event of this stream, such as 1-27"
+        raise InvalidRequest(f"/{LAST_EVENT_ID_HEADER}", detail) from None
+    return text

@@ -13,6 +13,7 @@ from typing import Final
 
 from holdfast.engine import OutcomeUnknown
 from holdfast.engine.meters import Spread
+from holdfast.engine.records import sale_of
 
 from .problems import outcome_of
 
@@ -95,7 +96,7 @@ class Tally:
     seconds: how long reserving, paying and cancelling took.
     requests: all others, by method, path with placeholders, and status. request_seconds: by method and path.
     turned_away: connections for which there was no room. connections: how many are open.
-    reserving, paying: what began in this turn of the event loop on the short way, by sale.
+    reserving, paying: what began in this turn of the event loop on the short way, by sale; by the slot of the ticket.
     answering: groups of which somebody was answered in this turn.
     """
 
@@ -151,10 +152,10 @@ class Tally:
         self._began = perf_counter()
         self.reserving, self.paying = {}, {}
 
-    def begin(self, call: str, sale: str) -> Group:
-        """A group of calls that begin in this turn."""
-        group = Group(self.of_sale(call, sale), self.seconds[call], self._began)
-        (self.reserving if call == RESERVE else self.paying)[sale] = group
+    def begin(self, call: str, slot: str) -> Group:
+        """A group of calls on one sale, or on tickets of one of its slots, that begin in this turn."""
+        group = Group(self.of_sale(call, sale_of(slot)), self.seconds[call], self._began)
+        (self.reserving if call == RESERVE else self.paying)[slot] = group
         return group
 
     def written(self) -> None:

@@ -25,6 +25,8 @@ from holdfast.engine import (
     Terms,
     Ticket,
 )
+from holdfast.engine.records import shard_of
+from holdfast.engine.tail import positions
 
 from .models import ENDED_FIELDS, instant_ms
 from .problems import INSTANT_DETAILS, TABLE, HttpError, InvalidBody
@@ -124,8 +126,13 @@ def _durability(name: str | None) -> Durability | None:
     return None if name is None else Durability(name)
 
 
-def sale(body: Json, *, created: bool = False, epoch: int = 0) -> Sale:
-    """A sale."""
+def sale(body: Json, *, created: bool = False, place: str = "") -> Sale:
+    """A sale.
+
+    Parameters
+    ----------
+    place: where its ledger stood, when that was told.
+    """
     return Sale(
         id=body["id"],
         name=body["name"],
@@ -138,13 +145,15 @@ def sale(body: Json, *, created: bool = False, epoch: int = 0) -> Sale:
                 available=item["available"],
                 reserved=item["reserved"],
                 purchased=item["purchased"],
+                in_transit=item.get("in_transit", 0),
             )
             for item in body["items"]
         ),
         sequence=body["sequence"],
         created=created,
         ready=body.get("ready", True),
-        epoch=epoch,
+        epoch=max((each.epoch for each in positions(place)), default=0) if place else 0,
+        place=place,
         **_terms(body),
     )
 
@@ -156,6 +165,7 @@ def _terms(body: Json) -> dict[str, Any]:
         "opens_at": _instant(body["opens_at"]),
         "closes_at": _instant(body["closes_at"]),
         "durability": _durability(body["durability"]),
+        "shards": body.get("shards"),
     }
 
 
@@ -163,21 +173,32 @@ def _instant(text: str | None) -> int | None:
     return None if text is None else instant_ms(text)
 
 
-def transition(body: Json) -> SaleTransition:
-    """A transition of the live stream."""
+def transition(body: Json, place: str) -> SaleTransition:
+    """A transition of the live stream.
+
+    Parameters
+    ----------
+    place: the id of its event.
+    """
     kind = Kind(body["kind"])
     position = (body["epoch"], body["sequence"], instant_ms(body["at"]), kind, body["sale"])
+    slot = body.get("slot", body["sale"])
+    at, each = max(0, shard_of(slot) - 1), place.split(",")
+    around = "".join(f"{other}," for other in each[:at]), "".join(f",{other}" for other in each[at + 1 :])
     if kind is Kind.SALE:
         items = tuple(
             ItemSpec(item["sku"], item["capacity"], item["name"], item.get("max_per_buyer")) for item in body["items"]
         )
-        return SaleTransition(*position, terms=Terms(name=body["name"], items=items, **_terms(body)))
+        terms = Terms(name=body["name"], items=items, **_terms(body))
+        return SaleTransition(*position, terms=terms, slot=slot, around=around)
     return SaleTransition(
         *position,
-        body["ticket"],
+        body.get("ticket"),
         _lines(body["lines"]),
         _instant(body.get("expires_at")),
         body.get("reference"),
+        slot=slot,
+        around=around,
     )
 
 

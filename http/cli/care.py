@@ -49,7 +49,7 @@ def _recover_command(
     Parameters
     ----------
     sale
-        Only this sale; repeatable. Without it every sale that is not ready.
+        Only this sale, or one of its shards (gig~3); repeatable. Without it every sale that is not ready.
     accept_oversold
         Where more is held and sold than there is, raise the capacity to that instead of keeping the sale closed.
     """
@@ -84,7 +84,7 @@ def _audit_command(
     Parameters
     ----------
     sale
-        Only this sale; repeatable.
+        Only this sale, or one of its shards (gig~3); repeatable.
     tickets
         Compare each ticket that is held, too.
     """

@@ -39,6 +39,7 @@ Examples:
     holdfast sale create gig --name "The Gig" --capacity 100 --max-per-buyer 4
     holdfast sale create gig --name "The Gig" --item seat=80:Seats --item box=5:Boxes:1
     holdfast sale create drop --name "The Drop" --capacity 50 --hold 90s --opens-at 2026-11-27T12:00:00Z
+    holdfast sale create hot --name "The Hot" --capacity 20000 --shards 6
 """,
 )
 
@@ -56,6 +57,7 @@ def _create_command(
     opens_at: Instant | None = None,
     closes_at: Instant | None = None,
     durability: Durability | None = None,
+    shards: int | None = None,
     json: Json = False,
     settings: Where = None,
 ) -> int:
@@ -81,6 +83,8 @@ def _create_command(
         When selling ends.
     durability
         What its payments survive: memory, fsync, replica or stored. Without it, what the server says.
+    shards
+        Over how many slots its units are divided, for a sale hotter than one core (docs/howto/shards.md).
     """
 
     async def work(engine: Engine) -> Sale:
@@ -94,6 +98,7 @@ def _create_command(
             opens_at=opens_at,
             closes_at=closes_at,
             durability=durability,
+            shards=shards,
         )
 
     return _show(on_engine(settings, work, begins=True), json)
@@ -138,9 +143,14 @@ def _list_command(*, json: Json = False, settings: Where = None) -> int:
     if json:
         print_json(map(sale_json, sales))
     elif sales:
-        columns = ("sale", "name", "capacity", "available", "reserved", "purchased", "")
-        rows = ((each.id, each.name, *_totals(each), _state(each)) for each in sales)
-        print_table(columns, rows, numbers=columns[2:6])
+        sharded = any(each.shards for each in sales)
+        counted = _columns(sharded)
+        columns = ("sale", "name", *counted, *(("shards",) if sharded else ()), "")
+        rows = (
+            (each.id, each.name, *_totals(each, counted), *((each.shards,) if sharded else ()), _state(each))
+            for each in sales
+        )
+        print_table(columns, rows, numbers=columns[2:-1])
     else:
         print(f"There are no sales in {place(settings or Settings())}.")
     return OK
@@ -263,26 +273,32 @@ def _show(shown: Sale, as_json: bool) -> int:
         print_json([sale_json(shown)])
         return OK
     print(f"{shown.id}: {shown.name}" + (f" ({_state(shown)})" if _state(shown) else ""))
-    columns = ("item", "name", "capacity", "available", "reserved", "purchased", "per buyer")
+    counted = _columns(shown.shards is not None)
+    columns = ("item", "name", *counted, "per buyer")
     rows: list[Iterable[object]] = [
-        (each.sku, each.name, each.capacity, each.available, each.reserved, each.purchased, each.max_per_buyer)
+        (each.sku, each.name, *(getattr(each, _field(name)) for name in counted), each.max_per_buyer)
         for each in shown.items
     ]
     if len(shown.items) > 1:
-        rows.append(("", "all", *_totals(shown), shown.max_per_buyer))
+        rows.append(("", "all", *_totals(shown, counted), shown.max_per_buyer))
     print_table(columns, [tuple(row) for row in rows], numbers=columns[2:])
-    print(f"hold: {shown.hold_ms / 1000:g} s; per buyer: {shown.max_per_buyer or 'no limit'}")
+    shards = f"; shards: {shown.shards}" if shown.shards else ""
+    print(f"hold: {shown.hold_ms / 1000:g} s; per buyer: {shown.max_per_buyer or 'no limit'}{shards}")
     print(f"opens: {_instant(shown.opens_at, 'at once')}; closes: {_instant(shown.closes_at, 'never')}")
     return OK
 
 
-def _totals(shown: Sale) -> tuple[int, int, int, int]:
-    return (
-        sum(each.capacity for each in shown.items),
-        sum(each.available for each in shown.items),
-        sum(each.reserved for each in shown.items),
-        sum(each.purchased for each in shown.items),
-    )
+def _columns(sharded: bool) -> tuple[str, ...]:
+    """The columns of units."""
+    return ("capacity", "available", "reserved", "purchased", *(("in transit",) if sharded else ()))
+
+
+def _field(column: str) -> str:
+    return column.replace(" ", "_")
+
+
+def _totals(shown: Sale, columns: Iterable[str]) -> tuple[int, ...]:
+    return tuple(sum(getattr(each, _field(name)) for each in shown.items) for name in columns)
 
 
 def _state(shown: Sale) -> str:

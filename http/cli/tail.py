@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Final
 
 from cyclopts import App, Parameter, Token
 
-from holdfast.engine import ConfigurationError, Engine, Kind, NotReady, Position, SaleTransition, Tail
-from holdfast.engine.tail import POLL_S, transitions
+from holdfast.engine import ConfigurationError, Engine, InvalidRequest, Kind, NotReady, SaleTransition, Tail
+from holdfast.engine.tail import POLL_S, positions, transitions
 
 from ..models import instant_text, transition_json
 from ..settings import Settings
@@ -20,6 +19,9 @@ from .app import OK
 from .beside import beside_server, place, server_on, until
 from .output import Json, print_json, units
 from .sale import every_sale
+
+#: The place before everything, of any sale.
+START: Final = "0-0"
 
 #: Looks after which the list of sales is read again, for new ones: two seconds.
 ROUNDS: Final = 20
@@ -31,14 +33,18 @@ STYLES: Final = {
     Kind.CANCELLED: "magenta",
     Kind.EXPIRED: "red",
     Kind.SALE: "bold cyan",
+    Kind.TRANSFER: "blue",
 }
 
 
-def _position(_: object, tokens: list[Token]) -> Position:
-    match = re.fullmatch(r"([0-9]{1,15})-([0-9]{1,15})", tokens[0].value, re.ASCII)
-    if match is None:
-        raise ValueError("must be EPOCH-SEQUENCE, as `position` of a transition is written, such as 1-250")
-    return Position(int(match[1]), int(match[2]))
+def _place(_: object, tokens: list[Token]) -> str:
+    try:
+        positions(tokens[0].value)
+    except InvalidRequest:
+        raise ValueError(
+            "must be EPOCH-SEQUENCE, such as 1-250, or in a sale in shards that of each, joined by commas: 1-17,1-4"
+        ) from None
+    return tokens[0].value
 
 
 tail = App(
@@ -49,6 +55,7 @@ Examples:
     holdfast tail
     holdfast tail gig --from-start --json | jq -r 'select(.kind == "purchased") | .ticket'
     holdfast tail gig --after 1-250
+    holdfast tail hot --after 1-17,1-4,2-9
 """,
 )
 
@@ -58,37 +65,34 @@ def _tail_command(
     sale: str | None = None,
     /,
     *,
-    after: Annotated[
-        Position | None, Parameter(converter=_position, n_tokens=1, accepts_keys=False, metavar="EPOCH-SEQUENCE")
-    ] = None,
+    after: Annotated[str | None, Parameter(converter=_place, n_tokens=1, accepts_keys=False, metavar="PLACE")] = None,
     from_start: bool = False,
     json: Json = False,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> int:
     """Print every transition as it happens, until Ctrl-C.
 
-    Lines for people on a terminal, otherwise one line of JSON each, as in the live stream of the API. In the order of
-    each sale's ledger, none missed and none repeated.
+    Lines for people on a terminal, otherwise one line of JSON each, as in the live stream of the API; in a sale in
+    shards with the place. In the order of each ledger, none missed and none repeated.
 
     Parameters
     ----------
     sale
         Only this sale; without it all, those that are created meanwhile included.
     after
-        Go on after this transition of the sale: its epoch and its sequence.
+        Go on at this place in the sale: epoch and sequence of the last transition that was seen; in a sale in shards
+        those of each shard, joined by commas.
     from_start
         Begin with the sale's first transition, not with the next.
     """
     if after is not None and (sale is None or from_start):
         raise ConfigurationError("--after is a place in the ledger of one sale: name it, and leave out --from-start.")
-    begin = Position(0, 0) if from_start else after
+    begin = START if from_start else after
     show = _print_lines() if sys.stdout.isatty() and not json else _print_json
     return asyncio.run(_tail(settings or Settings(), sale, begin, show))
 
 
-async def _tail(
-    settings: Settings, sale: str | None, begin: Position | None, show: Callable[[SaleTransition], None]
-) -> int:
+async def _tail(settings: Settings, sale: str | None, begin: str | None, show: Callable[[SaleTransition], None]) -> int:
     stop = stop_signal()
     if settings.redis is None and await until(stop, server_on(settings)) is None:
         return OK
@@ -105,7 +109,7 @@ async def _print_all(told: AsyncIterator[SaleTransition], show: Callable[[SaleTr
         show(transition)
 
 
-async def _of_every_sale(engine: Engine, begin: Position | None) -> AsyncIterator[SaleTransition]:
+async def _of_every_sale(engine: Engine, begin: str | None) -> AsyncIterator[SaleTransition]:
     """What happens in all sales; one that comes later is told from its beginning."""
     tails: dict[str, Tail] = {}
     while True:
@@ -116,7 +120,7 @@ async def _of_every_sale(engine: Engine, begin: Position | None) -> AsyncIterato
         except NotReady:
             pass  # looked for again in two seconds
         else:
-            begin = Position(0, 0)
+            begin = START
         for _ in range(ROUNDS):
             told: list[SaleTransition] = []
             for tail in tails.values():
@@ -131,7 +135,9 @@ async def _of_every_sale(engine: Engine, begin: Position | None) -> AsyncIterato
 
 
 def _print_json(transition: SaleTransition) -> None:
-    print_json([transition_json(transition)])
+    # In one slot the position is the place.
+    place = {"place": transition.place} if transition.slot != transition.sale else {}
+    print_json([transition_json(transition) | place])
 
 
 def _print_lines() -> Callable[[SaleTransition], None]:
@@ -148,7 +154,7 @@ def _print_lines() -> Callable[[SaleTransition], None]:
                 "  ",
                 (f"{transition.kind.value:9}", STYLES[transition.kind]),
                 f"  {_what(transition)}  ",
-                (f"{transition.sale} {transition.position}", "dim"),
+                (f"{transition.slot} {transition.position}", "dim"),
             )
         )
 
@@ -161,5 +167,7 @@ def _what(transition: SaleTransition) -> str:
         items = ", ".join(f"{item.capacity} of {item.sku}" for item in terms.items)
         return f"{terms.name}: {items}, held {terms.hold_ms / 1000:g} s"
     lines = ", ".join(f"{line.quantity} of {line.sku}" for line in transition.lines) or units(0)
+    if transition.ticket is None:
+        return lines
     reference = f" ({transition.reference})" if transition.reference else ""
     return f"{transition.ticket}  {lines}{reference}"
