@@ -31,7 +31,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry
+
+#: Where everything listens, unless told otherwise.
+LOOPBACK = "127.0.0.1"
 
 #: Slots of a Redis Cluster.
 SLOTS = 16_384
@@ -44,6 +49,9 @@ BUS_ABOVE = 10_000
 
 #: Ports of clients are drawn from here, so that both lie below those that the kernel gives to whoever names none.
 PORTS = range(10_000, 22_000)
+
+#: Seconds in which a node tells what it is; one that has no network does not.
+ANSWER_S = 1.0
 
 #: Keys of a slot that one MIGRATE carries: as redis-cli does.
 KEYS_A_STEP = 10
@@ -62,8 +70,8 @@ def _free_port() -> int:
             continue
         with socket.socket() as one, socket.socket() as other:
             try:
-                one.bind(("127.0.0.1", port))
-                other.bind(("127.0.0.1", port + BUS_ABOVE))
+                one.bind((LOOPBACK, port))
+                other.bind((LOOPBACK, port + BUS_ABOVE))
             except OSError:
                 continue
         _taken.add(port)
@@ -107,7 +115,7 @@ class Node:
         directory: Path,
         settings: Mapping[str, object],
         *,
-        host: str = "127.0.0.1",
+        host: str = LOOPBACK,
         prefix: Sequence[str] = (),
         password: str | None = None,
         sentinel: bool = False,
@@ -123,6 +131,9 @@ class Node:
         # A file, and no flags: the server writes into it whom it follows, and knows that again after a restart.
         self._file = directory / "conf"
         self.configure(f"port {self.port}", f"bind {host}", "protected-mode no", f"dir {directory}")
+        if host != LOOPBACK:
+            # By itself it would speak to others from whatever address is nearest to them (6.2 has no such setting).
+            self.configure(f"bind-source-addr {host}")
         self.configure(*(f"{name} {value}" for name, value in settings.items()))
 
     def __repr__(self) -> str:
@@ -194,8 +205,8 @@ class Node:
 
     def client(self, timeout_s: float = PATIENCE_S) -> redis.Redis:
         return redis.Redis(
-            host=self.host, port=self.port, password=self._password, socket_timeout=timeout_s, protocol=2,
-            driver_info=None,
+            host=self.host, port=self.port, password=self._password, socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0), protocol=2, driver_info=None,
         )  # fmt: skip
 
     def ask(self, *command: Any, timeout_s: float = PATIENCE_S) -> Any:
@@ -269,7 +280,7 @@ class _Group:
     def _login(self) -> str:
         return f":{self.password}@" if self.password is not None else ""
 
-    def _add(self, settings: Mapping[str, object], **more: Any) -> Node:
+    def _add(self, settings: Mapping[str, object], host: str, prefix: Sequence[str] = ()) -> Node:
         common: dict[str, object] = {
             "save": '""', "appendonly": "yes", "appendfsync": "everysec",
             "repl-diskless-sync": "yes", "repl-diskless-sync-delay": 0,
@@ -277,7 +288,7 @@ class _Group:
         if self.password is not None:
             common |= {"requirepass": self.password, "masterauth": self.password}
         directory = self.directory / f"node-{len(self.nodes)}"
-        node = Node(self.binary, directory, common | dict(settings), password=self.password, **more)
+        node = Node(self.binary, directory, common | dict(settings), host=host, prefix=prefix, password=self.password)
         self.nodes.append(node)
         return node
 
@@ -321,7 +332,8 @@ class Cluster(_Group):
     binary: redis-server or valkey-server. primaries, replicas: how many, and how many of each; all have as many slots.
     node_timeout_ms: cluster-node-timeout, after which a node that is silent is failed over.
     settings: of all nodes.
-    host, prefix: of the first node, such as one in a network of its own. others: the host of all others.
+    host: of the nodes. elsewhere: by number, primaries first, nodes that are somewhere else, such as in a network of
+    their own: host, and a command in front of the server.
 
     With `cluster-require-full-coverage no`, as Holdfast wants it: one shard that is away takes no other along.
     """
@@ -335,9 +347,8 @@ class Cluster(_Group):
         node_timeout_ms: int = 2_000,
         password: str | None = None,
         settings: Mapping[str, object] | None = None,
-        host: str = "127.0.0.1",
-        prefix: Sequence[str] = (),
-        others: str = "127.0.0.1",
+        host: str = LOOPBACK,
+        elsewhere: Mapping[int, tuple[str, Sequence[str]]] | None = None,
     ) -> None:
         super().__init__(binary, password)
         self._settings: dict[str, object] = {
@@ -345,10 +356,10 @@ class Cluster(_Group):
             "cluster-require-full-coverage": "no",
         }  # fmt: skip
         self._settings |= settings or {}
-        self._others = others
+        self._host = host
         try:
             for number in range(primaries * (1 + replicas)):
-                self._add(self._settings, **({"prefix": prefix, "host": host} if not number else {"host": others}))
+                self._add(self._settings, *(elsewhere or {}).get(number, (host, ())))
             self._write_down(primaries)
             for node in self.nodes:
                 node.launch()
@@ -387,8 +398,8 @@ class Cluster(_Group):
         """What each running node says of itself."""
         found = {}
         for node in self.running:
-            with contextlib.suppress(redis.exceptions.ConnectionError):
-                text = node.ask("CLUSTER", "NODES").decode()
+            with contextlib.suppress(redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+                text = node.ask("CLUSTER", "NODES", timeout_s=ANSWER_S).decode()
                 found[node] = Seat.parse(next(line for line in text.splitlines() if "myself" in line))
         return found
 
@@ -503,7 +514,7 @@ class Cluster(_Group):
     def add_node(self) -> Node:
         """A new primary without slots, that all know."""
         old = self.running
-        node = self._add(self._settings, host=self._others)
+        node = self._add(self._settings, self._host)
         node.start()
         # Introduced to everybody at once: gossip would take its time.
         for other in old:
@@ -541,7 +552,7 @@ class Sentinels(_Group):
     replicas, sentinels: how many. quorum: sentinels that must miss the primary.
     min_replicas_to_write: replicas without which the primary refuses writes, ten seconds after it last heard of them.
     sentinel_password: of the sentinels, when they have one. settings: of the nodes with data.
-    host, prefix, others: as for `Cluster`; the first node is the primary.
+    host, elsewhere: as for `Cluster`; the first node is the primary.
     """
 
     #: The name of the primary, for those who ask a sentinel.
@@ -560,24 +571,23 @@ class Sentinels(_Group):
         password: str | None = None,
         sentinel_password: str | None = None,
         settings: Mapping[str, object] | None = None,
-        host: str = "127.0.0.1",
-        prefix: Sequence[str] = (),
-        others: str = "127.0.0.1",
+        host: str = LOOPBACK,
+        elsewhere: Mapping[int, tuple[str, Sequence[str]]] | None = None,
     ) -> None:
         super().__init__(binary, password)
         self.sentinels: list[Node] = []
         self.sentinel_password = sentinel_password
         common = {"min-replicas-to-write": min_replicas_to_write, "min-replicas-max-lag": 10} | dict(settings or {})
         try:
-            first = self._add(common, host=host, prefix=prefix)
-            following = {"replicaof": f"{first.host} {first.port}"}
-            for _ in range(replicas):
-                self._add(common | following, host=others)
+            places = [(elsewhere or {}).get(number, (host, ())) for number in range(1 + replicas)]
+            first = self._add(common, *places[0])
+            for place in places[1:]:
+                self._add(common | {"replicaof": f"{first.host} {first.port}"}, *place)
             for number in range(sentinels):
                 directory = self.directory / f"sentinel-{number}"
-                settings = {"requirepass": sentinel_password} if sentinel_password is not None else {}
+                own = {"requirepass": sentinel_password} if sentinel_password is not None else {}
                 self.sentinels.append(
-                    Node(binary, directory, settings, host=others, password=sentinel_password, sentinel=True)
+                    Node(binary, directory, own, host=host, password=sentinel_password, sentinel=True)
                 )
             ids = [secrets.token_hex(20) for _ in self.sentinels]
             for me, sentinel in enumerate(self.sentinels):

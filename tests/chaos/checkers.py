@@ -340,12 +340,13 @@ def _units_back(sale: _Sale) -> Iterator[Violation]:
         )
         for ticket in listed.values()
     ]
-    troubled = [operation.ended or operation.begun for operation in sale.operations if _in_trouble(operation)]
+    # One that is late may have been under way for long when another is answered.
+    troubled = [(each.begun, each.ended or each.begun) for each in sale.operations if _in_trouble(each)]
     for operation in sale.operations:
         if operation.call is not Call.SALE or operation.outcome is not Outcome.DONE:
             continue
         assert operation.ended is not None
-        if any(operation.begun - UNITS_BACK_NS < at <= operation.ended for at in troubled):
+        if any(operation.begun - UNITS_BACK_NS < end and begin <= operation.ended for begin, end in troubled):
             continue
         possible = Counter[str]()
         for since, until, units in holds:

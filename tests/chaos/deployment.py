@@ -16,6 +16,7 @@ import redis.asyncio as aioredis
 from holdfast.engine.records import Record
 
 from .clients import SALES, SaleSpec, operator
+from .groups import Group
 from .history import Final
 from .servers import OPERATOR_TOKEN, PATIENCE_S, Broken, Holdfast, Process, Redis, until
 from .wire import Connection, Lost
@@ -36,7 +37,7 @@ class Deployment:
     def __init__(
         self,
         directory: Path,
-        redis: Redis,
+        redis: Redis | Group,
         *,
         redis_url: str | None = None,
         store: str | None = None,
@@ -48,7 +49,7 @@ class Deployment:
         self.store = store or f"sqlite:///{directory / 'store.db'}"
         self.sales = sales
         self.holdfast = Holdfast(directory, redis=redis_url or redis.url, store=self.store, **product)
-        self.processes: list[Process] = [redis, self.holdfast]
+        self.processes: list[Process | Group] = [redis, self.holdfast]
         self.recoveries: list[str] = []
 
     async def __aenter__(self) -> Deployment:
@@ -182,7 +183,7 @@ class Deployment:
             if page["next"] is None:
                 break
             cursor = f"&cursor={page['next']}"
-        packed = await self.redis.ask("HGETALL", f"hf:{{{name}}}:tickets")
+        packed = await self.redis.ask_about(name, "HGETALL", f"hf:{{{name}}}:tickets")
         fields = packed if isinstance(packed, dict) else dict(zip(packed[::2], packed[1::2], strict=True))
         rows = await self.query(
             "SELECT id, status, lines, sequence, reference FROM tickets WHERE slot = :slot", slot=name
@@ -225,6 +226,6 @@ class Deployment:
     async def sequence(self, sale: str) -> int:
         """The last transition of a sale, as Redis has it; 0 without it."""
         try:
-            return int(await self.redis.ask("HGET", f"hf:{{{sale}}}:sale", "sequence", timeout=2) or 0)
+            return int(await self.redis.ask_about(sale, "HGET", f"hf:{{{sale}}}:sale", "sequence", timeout=2) or 0)
         except (aioredis.RedisError, OSError):
             return 0

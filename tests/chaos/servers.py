@@ -207,6 +207,10 @@ class Redis(Process):
         async with self.client(socket_timeout=timeout) as client:
             return await client.execute_command(*command)
 
+    async def ask_about(self, slot: str, *command: Any, timeout: float = PATIENCE_S) -> Any:
+        """One command on a key of this slot."""
+        return await self.ask(*command, timeout=timeout)
+
     def launch(self) -> None:
         """Starts the process and does not wait for it."""
         durable = (

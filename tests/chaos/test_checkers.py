@@ -198,3 +198,18 @@ def test_units_that_nobody_has_have_leaked() -> None:
 def test_units_beyond_capacity_are_counted() -> None:
     operations, final = more_than_there_is(run())
     assert oversold(operations, [final]) >= 1
+
+
+def test_counters_are_not_judged_while_other_answers_are_overdue() -> None:
+    """A read that gets through first, when all that hung is about to be answered, may show holds that nobody swept."""
+    operations, final = run()
+    at = max(n for n, o in enumerate(operations) if o.call is Call.SALE and o.outcome is Outcome.DONE)
+    read, (item,) = operations[at], operations[at].answer["items"]
+    assert read.ended is not None
+    wrong = item | {"available": item["available"] - 1, "reserved": item["reserved"] + 1}
+    # Long after everything: no hold can have run.
+    later = 60 * 1_000_000_000
+    stale = replace(read, begun=read.begun + later, ended=read.ended + later, answer={"items": [wrong]})
+    assert "E" in letters(([*operations, stale], final))
+    hung = replace(read, begun=stale.begun - later // 2, ended=(stale.ended or 0) + 1_000)
+    assert "E" not in letters(([*operations, stale, hung], final))

@@ -1,4 +1,4 @@
-"""Rows 5, 6 and 7: the network parts the product from Redis, a replica takes over, a slot moves."""
+"""Rows 5 and 6 on one Redis: the network parts the product from it, a replica takes over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..clients import Habits
 from ..deployment import Deployment
 from ..plan import ALL, STORED, Case, Run, now
 from ..proxy import Proxy
-from ..servers import Redis, Skipped, until
+from ..servers import Redis, until
 from ..wires import Wire
 
 # 5: partition ---------------------------------------------------------------------------------------------------------
@@ -142,19 +142,11 @@ async def failover_graceful(run: Run) -> None:
     await _failover(run, killed=False)
 
 
-# 7: reshard -----------------------------------------------------------------------------------------------------------
-
-
-async def reshard(run: Run) -> None:
-    raise Skipped("the product has no cluster client yet")
-
-
 CASES = (
     Case(5, "partition", "silent both ways", silent),
     Case(5, "partition", "resets", cut, quick=0),
     Case(5, "partition", "veth down", wire_cut, quick=0),
     Case(6, "failover", "killed, replication cut before", failover_killed,
-         survives=STORED | {"replica"}, shows_loss="memory"),
+         survives=STORED | {"replica"}, shows_loss="memory", quick=0),
     Case(6, "failover", "graceful", failover_graceful, survives=ALL, quick=0),
-    Case(7, "reshard", "slot moved", reshard),
 )  # fmt: skip
