@@ -41,6 +41,7 @@ def _beside(name: str) -> Any:
 postgresql = _beside("postgresql")
 documents = _beside("documents")
 clusters = _beside("clusters")
+_beside("shoppers")
 
 #: The stores, by kind: what holds of one holds of the other.
 STORES = ("sqlite", "postgresql")

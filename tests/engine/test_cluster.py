@@ -1,0 +1,224 @@
+"""The engine on a Redis Cluster of six processes: sales on every node, slots and nodes that come and go meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shoppers
+
+from holdfast.engine import Durability, Engine, NotReady, Status
+
+SALES = [f"gig-{number}" for number in range(12)]
+
+
+def connect(cluster: Any, tmp_path: Path, **options: Any) -> Engine:
+    return Engine.connect(cluster.address(), store=f"sqlite:///{tmp_path / 'store.db'}", **options)
+
+
+async def open_sales(engine: Engine, names: list[str], capacity: int = 100_000, hold_ms: int = 60_000) -> None:
+    for name in names:
+        await engine.create_sale(name, name=name, capacity=capacity, hold_ms=hold_ms)
+
+
+def one_on_each(cluster: Any) -> list[str]:
+    """A sale's name on each primary, in the order of the primaries."""
+    nodes = {node: next(name for name in SALES if cluster.primary(name) is node) for node in cluster.primaries}
+    return list(nodes.values())
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def counts(engine: Engine, sale: str) -> tuple[int, int, int]:
+    (item,) = (await engine.sale(sale)).items
+    return item.available, item.reserved, item.purchased
+
+
+async def test_sales_are_sold_on_every_node(cluster: Any, tmp_path: Path) -> None:
+    async with connect(cluster, tmp_path) as engine:
+        await open_sales(engine, SALES, capacity=10, hold_ms=400)
+        assert {cluster.primary(name) for name in SALES} == set(cluster.primaries)
+
+        async def sell(name: str) -> None:
+            held = [await engine.reserve(name, buyer=f"b-{number}", quantity=1) for number in range(3)]
+            await engine.confirm(held[0].id, buyer="b-0", reference="pay_1")
+            await engine.cancel(held[1].id, buyer="b-1")
+
+        await asyncio.gather(*map(sell, SALES))
+        listed = await engine.sales(limit=500)
+        assert {sale.id: sale.items[0].purchased for sale in listed.items} == dict.fromkeys(SALES, 1)
+
+        async def all_expired() -> bool:
+            return all([await counts(engine, name) == (9, 0, 1) for name in SALES])
+
+        await until(all_expired)
+        await engine.snapshot()
+        assert (await engine.audit()).clean
+        assert (await engine.readiness()).ready
+        tickets = [ticket for name in SALES for ticket in (await engine.tickets(name)).items]
+        assert {status: sum(t.status is status for t in tickets) for status in Status} == {
+            Status.RESERVED: 0, Status.PURCHASED: 12, Status.CANCELLED: 12, Status.EXPIRED: 12
+        }  # fmt: skip
+
+
+async def test_every_node_announces_its_expiries(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(Engine, "_heard", lambda self, ticket: heard.append(ticket.partition(".")[0]))
+    async with connect(cluster, tmp_path) as engine:
+        names = one_on_each(cluster)
+        await open_sales(engine, names, hold_ms=150)
+        for name in names:
+            await engine.reserve(name, buyer="ann", quantity=2)
+
+        async def all_heard() -> bool:
+            return set(heard) == set(names)
+
+        await until(all_heard)
+
+
+async def test_a_call_outlasts_the_move_of_its_slot(cluster: Any, tmp_path: Path) -> None:
+    async with connect(cluster, tmp_path) as engine:
+        (name, *_) = one_on_each(cluster)
+        await open_sales(engine, [name], capacity=10)
+        await engine.reserve(name, buyer="ann", quantity=1)
+        for keys in (1, 2, 3, 4):
+            to = next(node for node in cluster.primaries if node is not cluster.primary(name))
+            old = cluster.begin_move(name, to)
+            # Some keys here and some there: Redis tells the scripts to try again, and their callers hear nothing of it.
+            cluster.carry(name, old, to, keys=keys)
+            waiting = asyncio.create_task(engine.reserve(name, buyer=f"bob-{keys}", quantity=1))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            while cluster.carry(name, old, to):
+                pass
+            cluster.end_move(name, old, to)
+            assert (await waiting).status is Status.RESERVED
+        assert await counts(engine, name) == (5, 5, 0)
+        await engine.snapshot()
+        assert (await engine.audit()).clean
+
+
+async def test_slots_move_while_everybody_buys(cluster: Any, tmp_path: Path) -> None:
+    async with connect(cluster, tmp_path) as engine:
+        names = one_on_each(cluster)
+        await open_sales(engine, names)
+        async with shoppers.Shoppers(engine, names) as busy:
+            for name in names:
+                await busy.more(name)
+                nodes = cluster.primaries
+                to = nodes[(nodes.index(cluster.primary(name)) + 1) % len(nodes)]
+                await asyncio.to_thread(cluster.move, name, to, keys=1)
+                await busy.more(name)
+        # The move was shorter than anybody's patience.
+        assert not busy.put_off, busy.put_off
+        await shoppers.kept(engine, busy, "memory")
+
+
+async def test_scripts_that_were_flushed_are_loaded_again(cluster: Any, tmp_path: Path) -> None:
+    async with connect(cluster, tmp_path) as engine:
+        names = one_on_each(cluster)
+        await open_sales(engine, names)
+        for node in cluster.primaries:
+            node.ask("SCRIPT", "FLUSH")
+        for name in names:
+            await engine.reserve(name, buyer="ann", quantity=1)
+
+
+@pytest.mark.timeout(120)
+async def test_a_primary_dies_and_its_replica_sells_on(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(node_timeout_ms=1_000)
+    async with connect(cluster, tmp_path) as engine:
+        away, *others = one_on_each(cluster)
+        await open_sales(engine, [away, *others])
+        async with shoppers.Shoppers(engine, [away, *others], ("memory", "replica", "stored")) as busy:
+            await busy.more(away)
+            old = cluster.primary(away)
+            old.kill()
+            for name in others:
+                await busy.more(name)
+            sold_meanwhile = cluster.seats().keys().isdisjoint({old})
+            await asyncio.to_thread(cluster.wait_failed_over, away, old)
+            await shoppers.well(engine)
+            await busy.more(away)
+            # It comes back as a replica of the one that has taken its place.
+            await asyncio.to_thread(old.restart)
+            await asyncio.to_thread(cluster.wait_ok)
+            await busy.more(away)
+        assert sold_meanwhile
+        assert max(busy.longest_s[name] for name in others) < 3, busy.longest_s
+        await shoppers.kept(engine, busy, "replica", "stored")
+
+
+@pytest.mark.timeout(120)
+async def test_a_primary_that_was_away_is_not_believed(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(node_timeout_ms=1_000)
+    async with connect(cluster, tmp_path) as engine:
+        (name, *_) = one_on_each(cluster)
+        await open_sales(engine, [name], capacity=5)
+        first = await engine.reserve(name, buyer="ann", quantity=1)
+        await engine.confirm(first.id, buyer="ann", durability=Durability.STORED)
+        old = cluster.primary(name)
+        old.pause()
+        await asyncio.to_thread(cluster.wait_failed_over, name, old)
+        await shoppers.well(engine)
+        held = [await engine.reserve(name, buyer=f"b-{number}", quantity=1) for number in range(4)]
+        # What it was asked before it stopped it answers now, and for a moment it takes itself for the primary.
+        old.resume()
+        for ticket, number in zip(held, range(4), strict=True):
+            await engine.confirm(ticket.id, buyer=f"b-{number}")
+        assert await counts(engine, name) == (0, 0, 5)
+        await asyncio.to_thread(cluster.wait_ok)
+        assert await counts(engine, name) == (0, 0, 5)
+        await engine.snapshot()
+        assert (await engine.audit()).clean
+
+
+@pytest.mark.timeout(120)
+async def test_a_primary_that_comes_back_empty_sells_nothing(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(replicas=0, node_timeout_ms=1_000)
+    async with connect(cluster, tmp_path) as engine:
+        away, *others = one_on_each(cluster)
+        await open_sales(engine, [away, *others], capacity=3)
+        bought = await engine.reserve(away, buyer="ann", quantity=1)
+        await engine.confirm(bought.id, buyer="ann", durability=Durability.STORED)
+        node = cluster.primary(away)
+        node.kill()
+        node.forget()
+        for name in others:
+            await engine.reserve(name, buyer="ann", quantity=1)
+        node.restart()
+        await asyncio.to_thread(cluster.wait_ok)
+        with pytest.raises(NotReady):
+            await engine.reserve(away, buyer="bob", quantity=1)
+        assert not (await engine.readiness()).ready
+        for name in others:
+            await engine.reserve(name, buyer="bob", quantity=1)
+        await engine.recover([away])
+        assert await counts(engine, away) == (2, 0, 1)
+        await engine.reserve(away, buyer="bob", quantity=2)
+        assert (await engine.readiness()).ready
+
+
+@pytest.mark.timeout(120)
+async def test_a_node_is_added_while_everybody_buys(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(replicas=0)
+    async with connect(cluster, tmp_path) as engine:
+        names = one_on_each(cluster)
+        await open_sales(engine, names)
+        async with shoppers.Shoppers(engine, names) as busy:
+            new = await asyncio.to_thread(cluster.add_node)
+            await asyncio.to_thread(cluster.rebalance, new, 60)
+            for name in names[:2]:
+                await asyncio.to_thread(cluster.move, name, new)
+            for name in names:
+                await busy.more(name)
+        assert not busy.put_off, busy.put_off
+        assert [cluster.primary(name) is new for name in names] == [True, True, False]
+        await shoppers.kept(engine, busy, "memory")
