@@ -16,7 +16,7 @@ from redis.exceptions import AskError, RedisError, ResponseError
 from holdfast.engine.addresses import Address, Place, shown
 from holdfast.engine.connection import CONNECTION, Elsewhere, NoReply, NotSent, Server, refusal
 from holdfast.engine.errors import ConfigurationError
-from holdfast.engine.keys import deployment
+from holdfast.engine.keys import deployment, tag
 from holdfast.engine.servers import Command, Servers
 
 log = logging.getLogger("holdfast.cluster")
@@ -271,8 +271,8 @@ class Cluster(Servers):
 
 
 def number(slot: str) -> int:
-    """The number that a cluster gives to a slot: every key of it has its name between braces."""
-    return int(key_slot(slot.encode()))
+    """The number that a cluster gives to a slot, by what all of its keys have between their braces."""
+    return int(key_slot(tag(slot).encode()))
 
 
 def _epochs(nodes: Any) -> Iterable[tuple[bytes, int]]:
