@@ -409,6 +409,19 @@ class Server:
         finally:
             self._opening = None
 
+    async def connect_apart(self) -> Any:
+        """A connection of the caller's own, who ends it.
+
+        Raises
+        ------
+        NotSent: nobody knows where to. RedisError, OSError: nobody is there.
+        """
+        connection = self.pool.make_connection()  # type: ignore[no-untyped-call]
+        if self._locate is not None:
+            connection.host, connection.port = await self._locate()
+        await connection.connect()
+        return connection
+
     async def _connect(self, connection: Any) -> None:
         # Where nothing greets, with the connections of a fake, there is one server.
         connection.generation = self.generation

@@ -105,7 +105,7 @@ class Listener:
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError) as error:
+            except (RedisError, OSError, NotSent) as error:
                 # Once for each that was had, and not for each try.
                 if self.subscribed.is_set():
                     log.info("the subscription was lost (%s); it is tried again", type(error).__name__)
@@ -115,9 +115,8 @@ class Listener:
 
     async def _listen(self) -> None:
         await self.enable()
-        connection = self._server.pool.make_connection()  # type: ignore[no-untyped-call]
+        connection = await self._server.connect_apart()
         try:
-            await connection.connect()
             if not Wire.fits(connection):
                 await asyncio.Event().wait()  # a fake, which announces nothing
             ears = _Ears(connection, self.subscribed, self._heard)
