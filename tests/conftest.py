@@ -42,6 +42,7 @@ postgresql = _beside("postgresql")
 documents = _beside("documents")
 clusters = _beside("clusters")
 _beside("shoppers")
+_beside("containers")
 
 #: The stores, by kind: what holds of one holds of the other.
 STORES = ("sqlite", "postgresql")

@@ -161,8 +161,9 @@ def test_grafana_finds_its_files() -> None:
     (job,) = scrape["scrape_configs"]
     command = services["prometheus"]["entrypoint"][-1]
     assert f"> {job['authorization']['credentials_file']}" in command
-    # Without the profile, what there was before.
-    assert {name for name, service in services.items() if "profiles" not in service} == {"server", "redis", "postgres"}
+    (target,) = job["static_configs"][0]["targets"]
+    servers = [service for service in services.values() if "build" in service]
+    assert [target] * 3 == [f"{service['networks']['default']['aliases'][0]}:8080" for service in servers]
 
 
 # Alerts ---------------------------------------------------------------------------------------------------------------
