@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import clusters
 import pytest
 import redis
-
-import clusters
 
 
 def fill(cluster: Any, name: str, keys: int = 25) -> None:

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import redis
-
 from clusters import Cluster, Node, Sentinels
 
 from .servers import PATIENCE_S, redis_binary
