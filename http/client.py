@@ -53,12 +53,16 @@ from .models import instant_text
 from .problems import HttpError, OperatorTokenRequired
 from .told import UnexpectedAnswer
 
-#: Seconds for a call with all its repetitions, when the caller says nothing: a restart of a server takes fewer.
+#: Seconds for a call with all its repetitions, when the caller says nothing: a restart of a server takes fewer, and so
+#: does a failover of Redis with the recovery of what it has lost.
 TIMEOUT_S_DEFAULT: Final = 30.0
 
-#: Seconds after which a call that is not answered is sent once more, on another connection: a payment that waits for
-#: its durability is answered before.
-ATTEMPT_S: Final = 10.0
+#: Seconds after which a call that is not answered is sent once more, on another connection. A server keeps a call for
+#: up to 10 while another Redis takes over, and a payment for 3 more until it is durable: both are answered before.
+ATTEMPT_S: Final = 15.0
+
+#: Seconds in which a connection must be made: a machine that is gone says nothing, and another may answer in its place.
+CONNECT_S: Final = 5.0
 
 #: Seconds between a failure and the first repetition, and between two repetitions at the most. Each wait is drawn
 #: between half of that and all of it, so that clients who failed together do not come back together.
@@ -499,7 +503,7 @@ class Client:
     @asynccontextmanager
     async def _stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
         """The pieces of a stream; refusals are raised."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=ATTEMPT_S, sock_read=SILENCE_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
         async with self._open.get(
             URL(self._url + path, encoded=True), headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
@@ -580,7 +584,7 @@ class Client:
     async def _attempt(
         self, method: str, url: URL, data: bytes | None, headers: Mapping[str, str], seconds: float
     ) -> _Answer:
-        timeout = aiohttp.ClientTimeout(total=seconds)
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_S)
         async with self._open.request(
             method, url, data=data, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:

@@ -36,6 +36,7 @@ Examples:
 
     holdfast load 2000-for-100
     holdfast load steady --rate 1500 --buyers 60000 --json result.json
+    holdfast load hot-sale --failover --durability stored
     holdfast load --scenario drop.toml --url https://shop.example --report drop.html
 
 docs/load.md has every field, what the verdict proves, and what it does not.
@@ -94,7 +95,7 @@ def _load_command(
             print(f"{name:<14}{what}")
         return OK
     flags = {} if fields is None else fields.model_dump(exclude_unset=True)
-    for name in ("sales", "capacity", "hold_ms", "max_per_buyer"):
+    for name in ("sales", "capacity", "hold_ms", "max_per_buyer", "shards", "durability"):
         if sale is not None and name in flags:
             raise ConfigurationError(
                 f"--{name.replace('_', '-')} is for sales that the run makes; --sale {sale} has its own."

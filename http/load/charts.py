@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from xml.etree import ElementTree
 
@@ -47,6 +48,7 @@ COLOURS: Final[Mapping[str, str]] = {
     "hung_up": "var(--pale)",
     "sold": "var(--sold)",
     "held": "var(--held)",
+    "in transit": "var(--sea)",
     "available": "var(--free)",
     "from due": "var(--held)",
     "service time": "var(--grey)",
@@ -75,12 +77,13 @@ def outcomes_chart(bins: Sequence[Bin], width: float) -> tuple[str, list[str]]:
 
 
 def stock_chart(stock: Sequence[Stock]) -> tuple[str, list[str]]:
-    """Sold, held and available units over time; and the names in the order of the plot."""
+    """Sold, held and available units over time, and those between shards; and the names in the order of the plot."""
     points = _even(stock)
-    total = max((each.available + each.reserved + each.purchased for each in points), default=0)
+    total = max((each.available + each.reserved + each.purchased + each.in_transit for each in points), default=0)
     taken = max((each.reserved + each.purchased for each in points), default=0)
-    names = ["sold", "held"] if taken < SMALL * total else ["sold", "held", "available"]
-    values = {"sold": "purchased", "held": "reserved", "available": "available"}
+    moved = ["in transit"] if any(each.in_transit for each in points) else []
+    names = ["sold", "held"] if taken < SMALL * total else ["sold", "held", *moved, "available"]
+    values = {"sold": "purchased", "held": "reserved", "in transit": "in_transit", "available": "available"}
     chart = _chart(pygal.StackedLine, names, fill=True, show_dots=False, value_formatter=lambda value: f"{value:,.0f}")
     _time_axis(chart, [each.at for each in points])
     for name in names:
@@ -128,7 +131,7 @@ def _even(stock: Sequence[Stock]) -> list[Stock]:
     for place in range(math.floor(last / step) + 1):
         while at + 1 < len(stock) and stock[at + 1].at <= place * step:
             at += 1
-        points.append(Stock(place * step, stock[at].available, stock[at].reserved, stock[at].purchased))
+        points.append(replace(stock[at], at=place * step))
     return points
 
 

@@ -6,9 +6,10 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .clock import Clock
-from .log import NEVER, Call, Operation, Outcome
+from .log import NEVER, PENDING, Call, Operation, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,16 @@ class Listed:
     expires_at: int = 0
 
 
+class Reading(NamedTuple):
+    """The counters of a sale as they were read."""
+
+    available: int
+    reserved: int
+    purchased: int
+    capacity: int
+    in_transit: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """What the server says of one sale, on the way and when all was over.
@@ -30,12 +41,14 @@ class End:
     own: whether this run made the sale, so that nobody else buys in it.
     capacity, capacity_max: units of the item, the least and the most that the sale said of itself.
     max_per_buyer: units; None where there is no limit, or where it was amended.
-    readings: available, reserved, purchased and capacity, each time that they were read.
-    counts: available, reserved, purchased in the end; None when they could not be read.
+    readings: the counters, each time that they were read.
+    counts: the counters in the end; None when they could not be read.
     quiet: whether all holds had ended by then, or had been given all the time that they have.
     tickets: all of them, by id; None without the operator's token.
     looked_up: tickets that were read one by one, after that: those that clients paid, and without the token all.
     of_buyers: the tickets of each buyer who does not know what became of an order, by number.
+    shards: whether its units are divided over several slots.
+    failover: whether a Redis may have been lost meanwhile, with what only its memory had.
     """
 
     sale: str
@@ -43,12 +56,14 @@ class End:
     capacity: int
     capacity_max: int
     max_per_buyer: int | None = None
-    readings: Sequence[tuple[int, int, int, int]] = ()
-    counts: tuple[int, int, int] | None = None
+    readings: Sequence[Reading] = ()
+    counts: Reading | None = None
     quiet: bool = True
     tickets: Mapping[str, Listed] | None = None
     looked_up: Mapping[str, Listed] = field(default_factory=dict)
     of_buyers: Mapping[int, Sequence[Listed]] = field(default_factory=dict)
+    shards: bool = False
+    failover: bool = False
 
 
 @dataclass(slots=True)
@@ -80,6 +95,11 @@ class Claim:
         """The first answer that said that it was paid."""
         return next((each for each in self.about if each.call is Call.PAY and each.outcome is Outcome.DONE), None)
 
+    def kept(self) -> Operation | None:
+        """The first answer that said that it was paid, and as durably as it should be."""
+        paid = self.acknowledged()
+        return None if paid is None or paid.status == PENDING else paid
+
     def may_be_paid(self) -> Operation | None:
         """The first payment that may have been made."""
         return next((each for each in self.about if each.call is Call.PAY and _may(each)), None)
@@ -95,15 +115,22 @@ class Claim:
         ends = [each.begun for each in self.about if each.call is Call.CANCEL and _may(each)]
         return self.given.ended, min([clock.earliest(self.given.expires_at), *ends])
 
-    def possibly(self, clock: Clock | None) -> tuple[int, int]:
-        """From when until when its units were possibly its buyer's."""
+    def possibly(self, clock: Clock | None, failover: bool = False) -> tuple[int, int]:
+        """From when until when its units were possibly its buyer's.
+
+        Parameters
+        ----------
+        failover: a cancellation may have been lost, and so may a reservation, which its repeat then made anew.
+        """
         if self.begun is None:
             return 0, 0
         if self.given is None or self.may_be_paid() is not None:
             return self.begun, NEVER
-        ends = [each.ended for each in self.about if each.call is Call.CANCEL and each.outcome is Outcome.DONE]
+        cancelled = [each.ended for each in self.about if each.call is Call.CANCEL and each.outcome is Outcome.DONE]
+        ends = [] if failover else cancelled
         if clock is not None:
-            ends.append(clock.latest(self.given.expires_at))
+            deadlines = [each.expires_at for each in (*self.requests, *self.about)] if failover else []
+            ends.append(clock.latest(max([self.given.expires_at, *deadlines])))
         return self.begun, min(ends, default=NEVER)
 
 
@@ -118,6 +145,7 @@ class Sale:
     Attributes
     ----------
     claims: by buyer and key. by_ticket: the claim that was given it.
+    clocks: of the servers, by slot: those of a sale in shards lie on several.
     """
 
     def __init__(self, operations: Iterable[Operation], end: End) -> None:
@@ -131,7 +159,29 @@ class Sale:
         for each in self.operations:
             if each.call in (Call.PAY, Call.CANCEL) and (claim := self.by_ticket.get(each.ticket)) is not None:
                 claim.about.append(each)
-        self.clock = Clock.of((each.begun, each.ended, each.now) for each in self.operations if each.now)
+        readings: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        for each in self.operations:
+            if each.now:
+                readings[_slot(each.ticket)].append((each.begun, each.ended, each.now))
+        self.clocks = {slot: Clock.of(theirs) for slot, theirs in readings.items()}
+
+    def clock(self, ticket: str) -> Clock | None:
+        """The clock by which this ticket's hold ends, as far as it is known."""
+        return self.clocks.get(_slot(ticket))
+
+    def surely(self, claim: Claim) -> tuple[int, int]:
+        """From when until when the units of a claim were surely its buyer's."""
+        if not self.end.failover:
+            return claim.surely(self._clock_of(claim))
+        paid = claim.kept()
+        return (0, 0) if paid is None else (paid.ended, NEVER)
+
+    def possibly(self, claim: Claim) -> tuple[int, int]:
+        """From when until when the units of a claim were possibly its buyer's."""
+        return claim.possibly(self._clock_of(claim), self.end.failover)
+
+    def _clock_of(self, claim: Claim) -> Clock | None:
+        return None if claim.given is None else self.clock(claim.given.ticket)
 
     def _reserved(self, operation: Operation) -> None:
         key = operation.buyer, operation.key
@@ -158,6 +208,11 @@ class Sale:
         """A ticket as the server has it in the end, as far as it was looked at."""
         tickets = self.end.looked_up if self.end.tickets is None else self.end.tickets
         return tickets.get(ticket)
+
+
+def _slot(ticket: str) -> str:
+    """The slot that a ticket names: what stands before the dot, or nothing where something else is called a ticket."""
+    return ticket.rpartition(".")[0]
 
 
 def peak(spans: Iterable[tuple[int, int, int]]) -> tuple[int, int]:

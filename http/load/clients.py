@@ -15,11 +15,14 @@ from .requests import GARBAGE, Requests
 from .scenario import Scenario
 from .wire import Exchange, Wire
 
-#: Times that a request whose outcome is not known, or that the server could not take now, is sent again with its key.
-REPEATS_MAX: Final = 8
+#: Seconds for which a request whose outcome is not known, or that the server could not take now, is sent again with its
+#: key: a Redis that fails over is away for 3 to 8, and a sale that has to be recovered then for some more.
+REPEAT_FOR_SECONDS: Final = 30.0
 
-#: Seconds before the first of these repeats where the answer does not say; each next one waits twice as long.
+#: Seconds before the first of these repeats where the answer does not say, and before each at the most; each next one
+#: waits twice as long.
 REPEAT_SECONDS: Final = 0.1
+REPEAT_SECONDS_MAX: Final = 2.0
 
 #: Seconds between two tries after a refusal, at the least: a deadline that has just passed is told as 0.
 RETRY_SECONDS_MIN: Final = 0.05
@@ -144,7 +147,8 @@ class Clients:
     ) -> Operation | None:
         """The answer; where the outcome is not known, or was put off, the same is asked again. None: nobody answers."""
         pause = REPEAT_SECONDS
-        for _ in range(REPEATS_MAX):
+        give_up = time.monotonic() + REPEAT_FOR_SECONDS
+        while True:
             operation = await self._ask(buyer, call, request, key, due, ticket)
             put_off = operation.status == 503 or operation.code == NOT_SENT
             if operation.outcome is not Outcome.UNKNOWN and not put_off:
@@ -153,9 +157,11 @@ class Clients:
                 break
             rest = 0.0 if operation.code == LOST and pause == REPEAT_SECONDS else pause
             rest = max(rest, operation.retry_after_ms / 1000)
+            if time.monotonic() + rest > give_up:
+                break
             due = time.monotonic_ns() + int(rest * 1e9)
             await self.rest(rest)
-            pause *= 2
+            pause = min(2 * pause, REPEAT_SECONDS_MAX)
         return None
 
     async def _ask(self, buyer: Buyer, call: Call, request: bytes, key: str, due: int, ticket: str = "") -> Operation:

@@ -74,6 +74,7 @@ class Stock:
     available: int
     reserved: int
     purchased: int
+    in_transit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ LOST: Final = "connection_lost"
 HUNG_UP: Final = "hung_up"
 NO_ANSWER: Final = "no_answer"
 
+#: The status of a payment that was made, and is not yet as durable as it should be.
+PENDING: Final = 202
+
 #: Codes of a 503 that promise that nothing was done.
 NOTHING_DONE: Final = frozenset({"not_ready", "overloaded"})
 

@@ -193,7 +193,7 @@ def _scenario(scenario: Scenario) -> str:
     rows = []
     for name, field in Scenario.model_fields.items():
         value = getattr(scenario, name)
-        text = "none" if value is None else f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
+        text = "none" if value is None else f"{value:,}" if type(value) is int and name != "seed" else str(value)
         rows.append((name, text, field.description or ""))
     return _table(
         ["field", "value", ""], rows, "What was asked for; the same fields and seed make the same plan"

@@ -75,7 +75,10 @@ def as_json(run: Run) -> str:
                 "bins": [{"at": each.at, "outcomes": each.outcomes} for each in figures.timeline],
             },
             "stock": {
-                sale: [[round(each.at, 3), each.available, each.reserved, each.purchased] for each in stock]
+                sale: [
+                    [round(each.at, 3), each.available, each.reserved, each.purchased, each.in_transit]
+                    for each in stock
+                ]
                 for sale, stock in figures.stock.items()
             },
             "harness": {

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from holdfast.engine import ConfigurationError
-from holdfast.engine.limits import CAPACITY_MAX, HOLD_MS_MAX, NAME_PATTERN, QUANTITY_MAX
+from holdfast.engine import ConfigurationError, Durability
+from holdfast.engine.limits import CAPACITY_MAX, HOLD_MS_MAX, NAME_PATTERN, QUANTITY_MAX, SHARDS_MAX
 
 #: Buyers of one run: each leaves about 300 bytes for every request that it makes, and all of it is kept until the end.
 BUYERS_MAX: Final = 1_000_000
@@ -46,6 +46,11 @@ class Scenario(BaseModel):
     hold_ms: int = Field(5_000, ge=100, le=HOLD_MS_MAX, description="Milliseconds that a ticket keeps its units.")
     max_per_buyer: int | None = Field(None, ge=1, description="Units that one buyer may have; absent: no limit.")
 
+    shards: int = Field(1, ge=1, le=SHARDS_MAX, description="Slots over which the units of each sale are divided.")
+    durability: Durability | None = Field(
+        None, description="What payments survive: memory, fsync, replica, stored; absent: what the server says."
+    )
+
     buyers: int = Field(100, ge=1, le=BUYERS_MAX, description="Buyers, each with a fingerprint of its own.")
     units: int = Field(1, ge=1, le=QUANTITY_MAX, description="Units that each buyer wants.")
     arrival: Literal["at-once", "rate", "clients"] = Field(
@@ -79,6 +84,10 @@ class Scenario(BaseModel):
     )
     bots: int = Field(0, ge=0, le=BUYERS_MAX, description="Bots: many orders at once, twice, hung up, and garbage.")
     bot_orders: int = Field(20, ge=1, le=10_000, description="Orders of each bot, each with a key of its own.")
+
+    failover: bool = Field(
+        False, description="A Redis may be lost meanwhile: judged is what survives that, and not what was only held."
+    )
 
     seed: int = Field(1, ge=0, description="The same seed gives the same plan.")
     connections: int = Field(2_500, ge=1, le=CONNECTIONS_MAX, description="Connections at the most, of all processes.")
@@ -135,6 +144,25 @@ PRESETS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
             "walk_away": 1.0,
             "second_wave": 5_000,
             "think_ms": 200,
+        },
+    ),
+    "hot-sale": (
+        "10,000 buyers in five seconds for 2,000 units in six shards, which lend each other the last of them. 20 s.",
+        {
+            "buyers": 10_000,
+            "within_ms": 5_000,
+            "capacity": 2_000,
+            "shards": 6,
+            "max_per_buyer": 2,
+            "hold_ms": 5_000,
+            "think_ms": 1_000,
+            "walk_away": 0.1,
+            "cancel": 0.05,
+            "retry": 0.3,
+            "retry_for_s": 12.0,
+            "repeat": 0.05,
+            "duplicate": 0.02,
+            "hang_up": 0.02,
         },
     ),
     "bots": (

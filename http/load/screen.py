@@ -93,14 +93,16 @@ class Lines:
 
 def plain(state: State) -> str:
     """A state in one line."""
-    sold, held, free = (
-        sum(getattr(each, name) for each in state.stock.values()) for name in ("purchased", "reserved", "available")
+    sold, held, free, moving = (
+        sum(getattr(each, name) for each in state.stock.values())
+        for name in ("purchased", "reserved", "available", "in_transit")
     )
+    transit = f" in transit {moving}" if moving else ""
     latency = state.latency
     said = ", ".join(f"{call} {what} {count}" for (call, what), count in state.outcomes.most_common(6))
     return (
         f"{state.seconds:6.1f} s  {state.phase}: {state.finished}/{state.buyers} buyers, {state.rate:.0f}/s, "
-        f"sold {sold} held {held} available {free}, p50 {latency.percentiles[50.0]:.1f} "
+        f"sold {sold} held {held} available {free}{transit}, p50 {latency.percentiles[50.0]:.1f} "
         f"p99 {latency.percentiles[99.0]:.1f} max {latency.max:.1f} ms" + (f"; {said}" if said else "")
     )
 
@@ -170,7 +172,7 @@ def _stock(state: State) -> Table:
         stock = state.stock.get(sale)
         if stock is None:
             continue
-        total = max(1, stock.available + stock.reserved + stock.purchased)
+        total = max(1, stock.available + stock.reserved + stock.purchased + stock.in_transit)
         sold, held = (round(BAR * units / total) for units in (stock.purchased, stock.reserved))
         bar = Text.assemble(("█" * sold, "green"), ("█" * held, "yellow"), ("░" * max(0, BAR - sold - held), "dim"))
         table.add_row(
@@ -179,6 +181,7 @@ def _stock(state: State) -> Table:
             Text.assemble(("sold ", "green"), f"{stock.purchased:,}"),
             Text.assemble(("held ", "yellow"), f"{stock.reserved:,}"),
             Text.assemble(("available ", "dim"), f"{stock.available:,}"),
+            Text.assemble(("in transit ", "dim"), f"{stock.in_transit:,}") if stock.in_transit else Text(),
         )
     if len(state.sales) > SALES_SHOWN:
         table.add_row(Text(f"and {len(state.sales) - SALES_SHOWN} more sales", style="dim"))

@@ -13,7 +13,7 @@ from typing import Any, Final
 from holdfast.engine import ConfigurationError
 
 from ..models import instant_text
-from .claims import Claim, End, Listed, Sale
+from .claims import Claim, End, Listed, Reading, Sale
 from .contract import instant_ms
 from .figures import Stock
 from .log import Operation
@@ -27,6 +27,9 @@ LOOK_SECONDS: Final = 0.1
 #: Seconds beyond a hold's end in which its units must be back: the server promises about one, on a machine with time.
 GRACE_SECONDS: Final = 10.0
 
+#: The same where a Redis may be lost: nothing is swept until another has taken over, and what it lost is recovered.
+GRACE_FAILOVER_SECONDS: Final = 30.0
+
 #: Tickets that are read at a time, and those that are listed by one call.
 READ_AT_ONCE: Final = 32
 PAGE: Final = 500
@@ -34,8 +37,9 @@ PAGE: Final = 500
 #: Purchases that are read one by one after they were listed: a few seconds.
 AGAIN_MAX: Final = 5_000
 
-#: Times that a read of the last word is tried, with a pause between them: a server may be starting again.
-TRIES: Final = 10
+#: Times that a call is tried, with a pause between them: a server may be starting again, or a sale that a failover has
+#: left behind the store be recovered, which together take 20 s at the most.
+TRIES: Final = 40
 TRY_AGAIN_SECONDS: Final = 0.5
 
 
@@ -50,6 +54,7 @@ class Watched:
     Parameters
     ----------
     sku: of the item that is bought. own: whether this run made it. limits: per buyer, all that it ever had.
+    shards: whether its units are divided over several slots.
     stock, readings: the counters over time, for plots and for the verdict.
     """
 
@@ -59,12 +64,14 @@ class Watched:
     hold_ms: int
     limits: set[int | None] = field(default_factory=set)
     stock: list[Stock] = field(default_factory=list)
-    readings: list[tuple[int, int, int, int]] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
     sequence: int = 0
+    shards: bool = False
 
     @property
-    def reserved(self) -> int:
-        return self.readings[-1][1]
+    def unsettled(self) -> int:
+        """Units that are held, or on their way between shards."""
+        return self.readings[-1].reserved + self.readings[-1].in_transit
 
 
 class Seller:
@@ -123,10 +130,16 @@ class Seller:
             }
             if scenario.max_per_buyer is not None:
                 body["max_per_buyer"] = scenario.max_per_buyer
+            # A server of before knows neither.
+            if scenario.shards > 1:
+                body["shards"] = scenario.shards
+            if scenario.durability is not None:
+                body["durability"] = scenario.durability.value
             status, made = await self._call("POST", "/sales", body=body, headers=self._operator)
             if status == 401:
                 raise ConfigurationError("The server does not take this operator's token; give the right one.")
-            if status != 201:
+            # 200: it was made by a call that was not answered.
+            if status not in (200, 201):
                 raise CannotRun(f"The server did not make the sale {id}: {status} {made.get('detail', '')}")
             self.sales.append(Watched(id, "general", True, scenario.hold_ms))
             self._took(self.sales[-1], made)
@@ -161,10 +174,12 @@ class Seller:
         sale.limits.add(_least(body.get("max_per_buyer"), item.get("max_per_buyer")))
         # Amended, the longest counts: nobody is accused of a hold that may still last.
         sale.hold_ms = max(sale.hold_ms, body["hold_ms"])
+        sale.shards = "shards" in body
         counts = item["available"], item["reserved"], item["purchased"]
-        sale.readings.append((*counts, item["capacity"]))
+        in_transit = item.get("in_transit", 0)
+        sale.readings.append(Reading(*counts, item["capacity"], in_transit))
         if self._start:
-            sale.stock.append(Stock(max(0.0, (time.monotonic_ns() - self._start) / 1e9), *counts))
+            sale.stock.append(Stock(max(0.0, (time.monotonic_ns() - self._start) / 1e9), *counts, in_transit))
 
     # After ------------------------------------------------------------------------------------------------------------
 
@@ -175,21 +190,22 @@ class Seller:
         ----------
         waits: is told now and then how many seconds it may take yet, and how many units are held.
         """
+        grace = GRACE_FAILOVER_SECONDS if self._scenario.failover else GRACE_SECONDS
         for number, sale in enumerate(self.sales):
             theirs = Sale((each for each in operations if each.sale == number), _unread(sale))
             last = max((_ends(claim, sale.hold_ms) for claim in theirs.claims.values()), default=0)
             quiet = -1
-            while (now := time.monotonic_ns()) < last + int(GRACE_SECONDS * 1e9):
+            while (now := time.monotonic_ns()) < last + int(grace * 1e9):
                 if not sale.own:
                     # Others' holds are not ours to wait for.
                     if now > last + int(1e9):
                         break
-                elif await self._look(sale) and not sale.reserved:
+                elif await self._look(sale) and not sale.unsettled:
                     # Twice: what a client that hung up has left behind may still be on its way.
                     if quiet == sale.sequence:
                         break
                     quiet = sale.sequence
-                waits((last - now) / 1e9, sale.reserved)
+                waits((last - now) / 1e9, sale.unsettled)
                 await asyncio.sleep(LOOK_SECONDS * 2)
 
     async def ends(self, operations: Sequence[Operation], *, quiet: bool) -> list[End]:
@@ -225,7 +241,7 @@ class Seller:
         if tickets is not None and tickets.keys() - known.by_ticket.keys():
             for buyer in {claim.buyer for claim in known.claims.values() if claim.unresolved}:
                 of_buyers[buyer] = list((await self._list(sale.id, self._requests.buyer(buyer))).values())
-        capacities = [reading[3] for reading in sale.readings]
+        capacities = [reading.capacity for reading in sale.readings]
         return End(
             sale.id,
             sale.own,
@@ -233,11 +249,13 @@ class Seller:
             max(capacities),
             next(iter(sale.limits)) if len(sale.limits) == 1 else None,
             sale.readings,
-            sale.readings[-1][:3],
+            sale.readings[-1],
             quiet,
             tickets,
             looked_up,
             of_buyers,
+            sale.shards,
+            self._scenario.failover,
         )
 
     async def _list(self, sale: str, headers: str) -> dict[str, Listed]:

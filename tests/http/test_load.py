@@ -41,6 +41,15 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "steady": {"buyers": 200, "rate": 400.0, "ramp_s": 0.1, "hold_ms": 500, "think_ms": 50},
     "expiry-storm": {"buyers": 100, "capacity": 100, "second_wave": 100, "hold_ms": 1_000, "think_ms": 50},
+    "hot-sale": {
+        "buyers": 200,
+        "capacity": 20,
+        "within_ms": 200,
+        "shards": 4,
+        "hold_ms": 500,
+        "think_ms": 50,
+        "retry_for_s": 1.5,
+    },
     "bots": {"buyers": 40, "capacity": 60, "rate": 100.0, "bots": 6, "bot_orders": 15, "hold_ms": 500, "think_ms": 50},
 }
 
@@ -105,6 +114,9 @@ async def test_every_preset_finds_a_real_server_good(url: str, preset: str) -> N
     if preset == "expiry-storm":
         # Units were held by those who walked away, and again by those who came after them.
         assert figures.outcomes["reserve"]["ok"] > 100
+    if preset == "hot-sale":
+        # Whatever shard a buyer had, it borrowed what it lacked: nearly all are sold.
+        assert figures.outcomes["pay"]["ok"] >= 14
     if preset == "bots":
         assert {"limits", "share"} <= {check.name for check in done.verdict.checks}
         assert len(figures.outcomes["garbage"]) > 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.http.load.claims import End, Listed
+from holdfast.http.load.claims import End, Listed, Reading
 from holdfast.http.load.clock import Clock
 from holdfast.http.load.log import HUNG_UP, LOST, MS, NOT_SENT, Call, Operation
 from holdfast.http.load.verdict import Verdict, judge
@@ -60,8 +60,9 @@ def end(
     listed = {id: Listed(id, status, 1) for id, status in (tickets or {}).items()}
     sold = sum(ticket.status == "purchased" for ticket in listed.values())
     counts = counts or (capacity - sold, 0, sold)
-    fields = {"own": True, "tickets": listed, "readings": [(*counts, capacity)]}
-    return End("gig", **(fields | more), capacity=capacity, capacity_max=capacity, counts=counts)  # type: ignore[arg-type]
+    last = Reading(*counts, capacity)
+    fields = {"own": True, "tickets": listed, "readings": [last], "counts": last}
+    return End("gig", **(fields | more), capacity=capacity, capacity_max=capacity)  # type: ignore[arg-type]
 
 
 def wrong(verdict: Verdict) -> list[str]:
@@ -181,7 +182,7 @@ def test_a_counter_that_counts_a_purchase_no_ticket_has(log: Log) -> None:
 
 def test_counters_that_did_not_add_up_on_the_way(log: Log) -> None:
     log.reserves(1, "a")
-    last = end({"a": "expired"}, readings=[(1, 0, 0, 2), (2, 0, 0, 2)])
+    last = end({"a": "expired"}, readings=[Reading(1, 0, 0, 2), Reading(2, 0, 0, 2)])
     assert wrong(judged(log, last)) == ["counters"]
 
 
@@ -215,7 +216,9 @@ def _unlisted(looked_up: dict[str, Listed]) -> End:
 def test_a_purchase_with_other_units(log: Log) -> None:
     log.reserves(1, "a")
     log.pays(1, "a")
-    last = replace(end({"a": "purchased"}), tickets={"a": Listed("a", "purchased", 2)}, counts=(0, 0, 2), readings=[])
+    last = replace(
+        end({"a": "purchased"}), tickets={"a": Listed("a", "purchased", 2)}, counts=Reading(0, 0, 2, 2), readings=[]
+    )
     assert wrong(judged(log, last)) == ["purchases"]
 
 
@@ -427,6 +430,93 @@ def test_evidence_is_bounded_and_counted(log: Log) -> None:
         log.did(buyer, Call.RESERVE, key="k", status=500, code="internal_error")
     (check,) = (check for check in judged(log, end()).checks if check.name == "contract")
     assert (check.wrong, len(check.evidence)) == (50, 10)
+
+
+# Sales in shards ------------------------------------------------------------------------------------------------------
+
+
+def test_units_between_shards_are_counted(log: Log) -> None:
+    log.reserves(1, "gig~1.a")
+    log.pays(1, "gig~1.a")
+    last = end({"gig~1.a": "purchased"}, capacity=5, shards=True)
+    moving = [Reading(2, 1, 0, 5, 2), Reading(4, 0, 1, 5, 0)]
+    assert judged(log, replace(last, readings=moving)).good
+    for lost in (Reading(2, 1, 0, 5, 1), Reading(2, 1, 0, 5, 3), Reading(5, 1, 0, 5, -1)):
+        verdict = judged(log, replace(last, readings=[lost, *moving]))
+        assert wrong(verdict) == ["counters"]
+        assert "in transit, of 5" in evidence(verdict, "counters")
+
+
+def test_units_that_never_arrive_are_lost(log: Log) -> None:
+    log.reserves(1, "gig~1.a")
+    log.pays(1, "gig~1.a")
+    last = replace(end({"gig~1.a": "purchased"}, shards=True), counts=Reading(0, 0, 1, 2, 1))
+    assert wrong(judged(log, last)) == ["leaked"]
+
+
+def test_all_held_may_be_units_between_shards_and_sold_out_may_not(log: Log) -> None:
+    log.reserves(1, "gig~1.a")
+    log.pays(1, "gig~1.a")
+    log.hears(2, "all_held")
+    last = end({"gig~1.a": "purchased"})
+    assert wrong(judged(log, last)) == ["refusals"]
+    assert judged(log, replace(last, shards=True)).good
+    log.hears(3, "sold_out")
+    assert wrong(judged(log, replace(last, shards=True))) == ["refusals"]
+
+
+def test_each_slot_has_a_clock_of_its_own(log: Log) -> None:
+    # The second node's clock is a second behind: no contradiction, and each deadline is by its own.
+    log.reserves(1, "gig~1.a")
+    for n in (2, 3):
+        begun = log.now
+        clock = AHEAD - 1_000 + begun + 1
+        log.reserves(n, f"gig~2.b{n}", now=clock, expires_at=clock + HOLD)
+    tickets = {"gig~1.a": "expired", "gig~2.b2": "expired", "gig~2.b3": "expired"}
+    last = end(tickets, capacity=3, shards=True)
+    assert judged(log, last).good
+    log.did(2, Call.PAY, begun=500, ticket="gig~2.b2", state="expired", status=410, code="ticket_expired",
+            expires_at=log.operations[1].expires_at)  # fmt: skip
+    assert wrong(judged(log, last)) == ["endings"]
+
+
+# A failover -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_only_held_may_be_lost_in_a_failover(log: Log) -> None:
+    log.reserves(1, "a")
+    log.reserves(2, "b")
+    log.cancels(2, "b")
+    # Lost with the server: the first is sold to others, the second is held again, and so the third finds nothing.
+    for n, ticket in ((3, "c"), (4, "d")):
+        log.reserves(n, ticket)
+        log.pays(n, ticket)
+    log.hears(1, "sold_out")
+    last = end({"b": "expired", "c": "purchased", "d": "purchased"})
+    assert {"oversold", "tickets", "keys", "endings"} <= set(wrong(judged(log, last)))
+    assert judged(log, replace(last, failover=True)).good
+
+
+def test_a_payment_that_was_to_survive_a_failover_has_to(log: Log) -> None:
+    log.reserves(1, "a")
+    log.pays(1, "a")
+    last = replace(end({"a": "expired"}), failover=True)
+    assert wrong(judged(log, last)) == ["purchases"]
+    assert wrong(judged(log, replace(end({}), failover=True))) == ["purchases"]
+    # Sold to somebody else as well.
+    for n in (2, 3):
+        log.reserves(n, f"b{n}")
+        log.pays(n, f"b{n}")
+    sold = dict.fromkeys(("a", "b2", "b3"), "purchased")
+    assert "oversold" in wrong(judged(log, replace(end(sold, counts=(0, 0, 3)), failover=True)))
+
+
+def test_a_payment_that_was_not_durable_in_time_may_be_lost_in_a_failover(log: Log) -> None:
+    log.reserves(1, "a")
+    log.pays(1, "a", status=202)
+    last = end({"a": "expired"})
+    assert wrong(judged(log, last)) == ["purchases"]
+    assert judged(log, replace(last, failover=True)).good
 
 
 # The clock ------------------------------------------------------------------------------------------------------------
