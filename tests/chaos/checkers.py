@@ -36,6 +36,7 @@ from .facts import (
     clock_of,
     counts_by_tickets,
     counts_of,
+    in_transit_of,
     instant_ms,
     lines_of,
     may_have_happened,
@@ -68,7 +69,7 @@ def check(
     for sale in (_Sale(final, operations, clock) for final in finals):
         before = [*_counters(sale), *_acknowledged(sale, promised), *_sold_twice(sale), *_endings(sale)]
         found += [*before, *_agreement(sale)]
-        if not before:
+        if sale.operations and not before:
             found += _linearizable(sale)
     return found
 
@@ -141,12 +142,19 @@ def _counters(sale: _Sale) -> Iterator[Violation]:
     capacity = sale.final.capacity
     for operation in sale.operations:
         if operation.call is Call.SALE and operation.outcome is Outcome.DONE:
+            in_transit = in_transit_of(operation.answer)
             for sku, units in counts_of(operation.answer).items():
-                if min(units) < 0 or sum(units) != capacity[sku]:
-                    yield sale.violation("C", f"'{sku}' had {units} of {capacity[sku]}", operation)
+                between = in_transit[sku]
+                if min(*units, between) < 0 or sum(units) + between != capacity[sku]:
+                    yield sale.violation(
+                        "C", f"'{sku}' had {units} of {capacity[sku]}, {between} in transit", operation
+                    )
     by_tickets = _by_tickets(sale.final)
     for sku, units in sale.final.counts.items():
-        if min(units) < 0 or sum(units) != capacity[sku]:
+        between = sale.final.in_transit.get(sku, 0)
+        if between:
+            yield sale.violation("C", f"{between} units of '{sku}' are still in transit between shards in the end")
+        elif min(units) < 0 or sum(units) != capacity[sku]:
             yield sale.violation("C", f"'{sku}' has {units} of {capacity[sku]} in the end")
         elif units != by_tickets[sku]:
             yield sale.violation("C", f"'{sku}' has {units} in the end, and the tickets add up to {by_tickets[sku]}")
@@ -281,7 +289,7 @@ def _endings(sale: _Sale) -> Iterator[Violation]:
     for gap in ledger.gaps:
         yield sale.violation("E", f"the ledger has a gap: {gap}")
     for id in ledger.twice:
-        yield sale.violation("E", f"{id} was reserved twice in the ledger")
+        yield sale.violation("E", f"{id} was done twice in the ledger")
     for id, endings in ledger.endings.items():
         if len(endings) > 1:
             yield sale.violation("E", f"{id} ended {len(endings)} times in the ledger: {endings}")
@@ -390,6 +398,10 @@ def _agreement(sale: _Sale) -> Iterator[Violation]:
             if in_store != in_ledger:
                 text = f"{name}, lines and ending transition: {in_store} in the store, and {in_ledger} in the ledger"
                 yield sale.violation("L", text)
+    for (lender, borrower, number), said in ledger.transfers.items():
+        if not ledger.recovered and (said.get("lent") != said.get("received") or "settled" not in said):
+            text = f"transfer {number} from shard {lender} to {borrower} was, in their ledgers, {said}"
+            yield sale.violation("L", text)
     replayed = ledger.counts(final.capacity)
     for sku, units in final.counts.items():
         if units != replayed[sku]:

@@ -27,17 +27,23 @@ NOT_NOW_S = 0.1
 
 @dataclass(frozen=True)
 class SaleSpec:
-    """A sale of a run: units by sku, milliseconds of the hold, units of one buyer."""
+    """A sale of a run: units by sku, milliseconds of the hold, units of one buyer, slots that share its units."""
 
     id: str
     items: Mapping[str, int]
     hold_ms: int
     max_per_buyer: int | None = None
+    shards: int | None = None
+
+    @property
+    def slots(self) -> list[str]:
+        return [self.id] if self.shards is None else [f"{self.id}~{number}" for number in range(1, self.shards + 1)]
 
     def body(self) -> dict[str, Any]:
         """As `POST /sales` takes it."""
         body: dict[str, Any] = {"id": self.id, "name": self.id.title(), "hold_ms": self.hold_ms}
         body["items"] = [{"sku": sku, "capacity": capacity} for sku, capacity in self.items.items()]
+        body |= {"shards": self.shards} if self.shards else {}
         return body | ({"max_per_buyer": self.max_per_buyer} if self.max_per_buyer else {})
 
 

@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import redis.asyncio as aioredis
 
-from holdfast.engine.records import Record
+from holdfast.engine.keys import slot_keys
+from holdfast.engine.records import SHARD_MARK, Record
 
 from .clients import SALES, SaleSpec, operator
+from .facts import in_transit_of
 from .groups import Group
 from .history import Final
 from .servers import OPERATOR_TOKEN, PATIENCE_S, Broken, Holdfast, Process, Redis, until
@@ -23,6 +25,12 @@ from .wire import Connection, Lost
 
 #: Seconds that a server which answers may be not ready for the same reasons, before somebody runs `holdfast recover`.
 OPERATOR_WAITS_S = 0.5
+
+
+def slots_of(sale: Mapping[str, Any]) -> list[str]:
+    """The slots of a sale, as it is answered."""
+    name, shards = sale["id"], sale.get("shards")
+    return [name] if shards is None else [f"{name}{SHARD_MARK}{number}" for number in range(1, shards + 1)]
 
 
 class Deployment:
@@ -153,12 +161,14 @@ class Deployment:
                 slot: (sequence, folded)
                 for slot, sequence, folded in await self.query("SELECT slot, sequence, folded FROM slots")
             }
-            held = {sale["id"]: sale["reserved"] for sale in sales if sale["reserved"]}
-            behind = [
-                f"{sale['id']}: Redis at {sale['sequence']}, the store at {stored.get(sale['id'])}"
-                for sale in sales
-                if stored.get(sale["id"]) != (sale["sequence"], sale["sequence"])
-            ]
+            held = {sale["id"]: units for sale in sales if (units := sale["reserved"] + sale.get("in_transit", 0))}
+            behind = []
+            for sale in sales:
+                # The sequence of a sale in shards is the sum of theirs.
+                rows = [stored.get(slot, (0, 0)) for slot in slots_of(sale)]
+                come = tuple(map(sum, zip(*rows, strict=True)))
+                if come != (sale["sequence"], sale["sequence"]):
+                    behind.append(f"{sale['id']}: Redis at {sale['sequence']}, the store at {come}")
             state = f"held {held}; {behind}"
             return not held and not behind
 
@@ -183,33 +193,36 @@ class Deployment:
             if page["next"] is None:
                 break
             cursor = f"&cursor={page['next']}"
-        packed = await self.redis.ask_about(name, "HGETALL", f"hf:{{{name}}}:tickets")
-        fields = packed if isinstance(packed, dict) else dict(zip(packed[::2], packed[1::2], strict=True))
-        rows = await self.query(
-            "SELECT id, status, lines, sequence, reference FROM tickets WHERE slot = :slot", slot=name
-        )
-        ledger = await self.query(
-            "SELECT sequence, transitions FROM ledger WHERE slot = :slot ORDER BY epoch, sequence", slot=name
-        )
-        return Final(
-            sale=name,
-            capacity={item["sku"]: item["capacity"] for item in sale["items"]},
-            counts={item["sku"]: (item["available"], item["reserved"], item["purchased"]) for item in sale["items"]},
-            tickets=tickets,
-            redis={
-                f"{name}.{id.decode()}": str(Record.parse(id.decode(), record.decode()).status)
-                for id, record in fields.items()
-            },
-            store={
-                f"{name}.{id}": {
+        redis: dict[str, str] = {}
+        store: dict[str, dict[str, Any]] = {}
+        ledgers: list[tuple[tuple[int, str], ...]] = []
+        for slot in slots_of(sale):
+            packed = await self.redis.ask_about(slot, "HGETALL", slot_keys(slot).tickets)
+            fields = packed if isinstance(packed, dict) else dict(zip(packed[::2], packed[1::2], strict=True))
+            for id, record in fields.items():
+                redis[f"{slot}.{id.decode()}"] = str(Record.parse(id.decode(), record.decode()).status)
+            for id, status, lines, sequence, reference in await self.query(
+                "SELECT id, status, lines, sequence, reference FROM tickets WHERE slot = :slot", slot=slot
+            ):
+                store[f"{slot}.{id}"] = {
                     "status": status,
                     "lines": {sku: int(units) for sku, units in (part.split(":") for part in lines.split(","))},
                     "sequence": sequence,
                     "reference": reference,
                 }
-                for id, status, lines, sequence, reference in rows
-            },
-            ledger=tuple((sequence, text) for sequence, text in ledger),
+            ledger = await self.query(
+                "SELECT sequence, transitions FROM ledger WHERE slot = :slot ORDER BY epoch, sequence", slot=slot
+            )
+            ledgers.append(tuple((sequence, text) for sequence, text in ledger))
+        return Final(
+            sale=name,
+            capacity={item["sku"]: item["capacity"] for item in sale["items"]},
+            counts={item["sku"]: (item["available"], item["reserved"], item["purchased"]) for item in sale["items"]},
+            tickets=tickets,
+            redis=redis,
+            store=store,
+            ledgers=tuple(ledgers),
+            in_transit=in_transit_of(sale),
         )
 
     async def query(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
@@ -226,6 +239,6 @@ class Deployment:
     async def sequence(self, sale: str) -> int:
         """The last transition of a sale, as Redis has it; 0 without it."""
         try:
-            return int(await self.redis.ask_about(sale, "HGET", f"hf:{{{sale}}}:sale", "sequence", timeout=2) or 0)
+            return int(await self.redis.ask_about(sale, "HGET", slot_keys(sale).sale, "sequence", timeout=2) or 0)
         except (aioredis.RedisError, OSError):
             return 0

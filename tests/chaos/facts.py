@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from holdfast.engine.records import LETTERS, SALE_LINE, Definition, Entry
+from holdfast.engine.records import LETTERS, SALE_LINE, TRANSFER_LINE, Definition, Entry
 from holdfast.http.load.clock import Clock
 from holdfast.http.load.log import MS as MS
 
@@ -121,15 +121,22 @@ def counts_of(answer: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     return {item["sku"]: (item["available"], item["reserved"], item["purchased"]) for item in answer["items"]}
 
 
+def in_transit_of(answer: Mapping[str, Any]) -> dict[str, int]:
+    """Units between shards by sku, as a sale is answered."""
+    return {item["sku"]: item.get("in_transit", 0) for item in answer["items"]}
+
+
 @dataclass(slots=True)
 class Ledger:
-    """The store's ledger, replayed by its own words.
+    """The store's ledger, replayed by its own words: those of all slots of a sale.
 
     Attributes
     ----------
     begun: by bare id, lines by sku and the buyer's hash. endings: by bare id, status and sequence of every ending.
     order: of (kind, bare id), its place among all transitions. twice: ids that were begun more than once.
     gaps: sentences about sequences that do not follow on each other.
+    transfers: of (lender, borrower, number), lines by what was done: lent, received, settled.
+    recovered: whether a slot was rebuilt, in which transfers may end without a word.
     """
 
     begun: dict[str, tuple[Lines, str]] = field(default_factory=dict)
@@ -137,31 +144,55 @@ class Ledger:
     order: dict[tuple[str, str], int] = field(default_factory=dict)
     twice: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
-    last: int = 0
+    transfers: dict[tuple[int, int, int], dict[str, str]] = field(default_factory=dict)
+    recovered: bool = False
 
     @staticmethod
     def of(final: Final) -> Ledger:
         ledger = Ledger()
-        skus = list(final.capacity)
-        for sequence, text in final.ledger:
+        for shard, lines in enumerate(final.ledgers, start=1):
+            ledger._replay(shard, lines, list(final.capacity))
+        return ledger
+
+    def _replay(self, shard: int, lines: Sequence[tuple[int, str]], skus: list[str]) -> None:
+        """One slot."""
+        ledger, last = self, 0
+        for sequence, text in lines:
+            self._transfers(shard, text)
             for transition in Entry(0, sequence, 0, text).transitions():
-                if transition.sequence != ledger.last + 1:
-                    ledger.gaps.append(f"transition {transition.sequence} follows on {ledger.last}")
-                ledger.last = transition.sequence
+                if transition.sequence != last + 1:
+                    ledger.gaps.append(f"transition {transition.sequence} follows on {last}")
+                last = transition.sequence
                 id, kind = transition.ticket, transition.kind
                 if kind == SALE_LINE:
                     skus = [item.sku for item in Definition.from_json(transition.lines).items]
+                    continue
+                if kind == TRANSFER_LINE:
                     continue
                 if kind == "r":
                     if id in ledger.begun:
                         ledger.twice.append(id)
                     packed = [part.split(":") for part in transition.lines.split(",")]
-                    lines = tuple(sorted((skus[int(item) - 1], int(quantity)) for item, quantity in packed))
-                    ledger.begun[id] = lines, transition.buyer
+                    taken = tuple(sorted((skus[int(item) - 1], int(quantity)) for item, quantity in packed))
+                    ledger.begun[id] = taken, transition.buyer
                 else:
                     ledger.endings.setdefault(id, []).append((str(LETTERS[kind]), transition.sequence))
                 ledger.order.setdefault((kind, id), len(ledger.order))
-        return ledger
+
+    def _transfers(self, shard: int, text: str) -> None:
+        """Units that were lent to other shards, and received from them: `t DONE PEER NUMBER LINES STATE`."""
+        for line in text.split("\n"):
+            if not line.startswith(f"{TRANSFER_LINE} "):
+                continue
+            _, done, peer, number, units, _ = line.split(" ", 5)
+            if done == "recovered":
+                self.recovered = True
+                continue
+            lender, borrower = (int(peer), shard) if done == "received" else (shard, int(peer))
+            said = self.transfers.setdefault((lender, borrower, int(number)), {})
+            if done in said:
+                self.twice.append(f"transfer {number} from shard {lender} to {borrower} ({done})")
+            said[done] = units
 
     def status(self, id: str) -> str:
         """The status of a ticket that was begun; its first ending counts."""

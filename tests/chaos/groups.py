@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 from clusters import Cluster, Node, Sentinels
+from holdfast.engine.keys import slot_keys
 
 from .servers import PATIENCE_S, redis_binary
 
@@ -32,7 +33,9 @@ class Group:
 
     def primary(self, slot: str) -> Node:
         """The node that has a slot now."""
-        return self.servers.primary(slot) if isinstance(self.servers, Cluster) else self.servers.primary()
+        return (
+            self.servers.primary(slot_keys(slot).sale) if isinstance(self.servers, Cluster) else self.servers.primary()
+        )
 
     async def ask_about(self, slot: str, *command: Any, timeout: float = PATIENCE_S) -> Any:
         """One command on a key of this slot, at the node that has it.

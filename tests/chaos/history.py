@@ -84,9 +84,10 @@ class Final:
     Parameters
     ----------
     capacity: units by sku. counts: by sku available, reserved, purchased, as `GET /sales/{sale}` answers.
+    in_transit: by sku, units between shards; nothing in a sale of one slot.
     tickets: by id, as the operator lists them. redis: status by id, of the tickets that Redis has.
     store: rows by id: status, lines by sku, sequence, reference, as the store's tables have them.
-    ledger: the store's ledger lines in order, each (sequence, text).
+    ledgers: the store's, of each slot of the sale: lines in order, each (sequence, text).
     """
 
     sale: str
@@ -95,7 +96,13 @@ class Final:
     tickets: dict[str, dict[str, Any]]
     redis: dict[str, str]
     store: dict[str, dict[str, Any]]
-    ledger: tuple[tuple[int, str], ...] = ()
+    ledgers: tuple[tuple[tuple[int, str], ...], ...] = ()
+    in_transit: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether several slots have it, which nobody sees at one instant."""
+        return len(self.ledgers) > 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,8 @@ def _decide(
         _possible_counts(operations, tickets, final)
     except Contradiction as wrong:
         return Verdict(Decision.NOT_LINEARIZABLE, str(wrong), wrong.operations)
-    return _Search(tickets, list(_shared_reads(operations)), final, Rules.of(operations)).run(states_max)
+    reads = list(_shared_reads(operations, final.in_shards))
+    return _Search(tickets, reads, final, Rules.of(operations)).run(states_max)
 
 
 # -- 1. settled ------------------------------------------------------------------------------------------------------
@@ -481,16 +482,21 @@ class _Item:
     later: _Item | None = None
 
 
-def _shared_reads(operations: Sequence[Operation]) -> Iterator[_Item]:
-    """Answers about counters, stock and limits."""
+def _shared_reads(operations: Sequence[Operation], in_shards: bool) -> Iterator[_Item]:
+    """Answers about counters, stock and limits.
+
+    Counters of a sale in shards are sums of what was read at several instants: the windows alone judge them.
+    """
     for operation in operations:
         begun, ended = operation.begun, operation.ended
         if operation.call is Call.SALE and operation.outcome is Outcome.DONE:
+            if in_shards:
+                continue
             assert ended is not None
             yield _Item(begun, ended, operation=operation, right=_shows(counts_of(operation.answer)))
         elif operation.call is Call.RESERVE and operation.outcome is Outcome.REFUSED:
             assert ended is not None
-            right = _refuses(operation)
+            right = _refuses(operation, in_shards)
             if right is not None:
                 # To a call without a key it may be said for a while after it was true.
                 memory = SOLD_OUT_NS if operation.code == "sold_out" and operation.key is None else 0
@@ -506,7 +512,7 @@ def _shows(counts: Mapping[str, tuple[int, int, int]]) -> Callable[[_State, Rule
     return right
 
 
-def _refuses(operation: Operation) -> Callable[[_State, Rules], bool] | None:
+def _refuses(operation: Operation, in_shards: bool) -> Callable[[_State, Rules], bool] | None:
     """When a refusal to reserve is right; None of those that say nothing of stock and limits."""
     lines, answer, code = dict(lines_of(operation.lines)), operation.answer, operation.code
     key = (operation.buyer, operation.key or "")
@@ -518,8 +524,10 @@ def _refuses(operation: Operation) -> Callable[[_State, Rules], bool] | None:
 
         def short(state: _State, rules: Rules) -> bool:
             for_good = state.available[sku] + state.reserved[sku] < wanted
-            right = state.available[sku] == left and left < wanted and for_good == (code == "sold_out")
-            return right and key not in state.keys
+            # Of shards: nobody hears `sold_out` while any of them has units, or units are between them. What is free
+            # in another shard, or on its way, may be `all_held` for a moment.
+            right = in_shards or (state.available[sku] == left and left < wanted)
+            return right and for_good == (code == "sold_out") and key not in state.keys
 
         return short
     if code == "limit_reached":
@@ -573,7 +581,8 @@ class _Search:
         self._reserved: set[str] = set()
         self._chosen: list[_Item] = []
         items = reads
-        known = all(
+        # The ledgers of shards do not say what came first in two of them.
+        known = not final.in_shards and all(
             ticket.rank[0] < NEVER and (ticket.rank[1] < NEVER or ticket.status == RESERVED)
             for ticket in tickets.values()
         )

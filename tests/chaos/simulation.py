@@ -199,7 +199,7 @@ class Sale:
             {f"gig.{held.id}": self.shown(held, now) for held in self.tickets.values()},
             {id: row["status"] for id, row in rows.items()},
             rows,
-            tuple(self.ledger),
+            (tuple(self.ledger),),
         )
 
 

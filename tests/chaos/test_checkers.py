@@ -102,12 +102,12 @@ def ended_twice_in_the_ledger(run: Run) -> Run:
     operations, final = run
     id = ended_as(run, CANCELLED).partition(".")[2]
     text = f"x {id} 1:1 - 1800000000000"
-    return operations, replace(final, ledger=(*final.ledger, (len(final.ledger) + 1, text)))
+    return operations, replace(final, ledgers=((*final.ledgers[0], (len(final.ledgers[0]) + 1, text)),))
 
 
 def a_gap_in_the_ledger(run: Run) -> Run:
     operations, final = run
-    return operations, replace(final, ledger=tuple((at + (at > 20), text) for at, text in final.ledger))
+    return operations, replace(final, ledgers=(tuple((at + (at > 20), text) for at, text in final.ledgers[0]),))
 
 
 def expired_early(run: Run) -> Run:
@@ -165,7 +165,7 @@ def without(run: Run, id: str) -> Run:
     body = final.tickets[id] | {"status": EXPIRED, "expired_at": final.tickets[id]["expires_at"]}
     units = sum(line["quantity"] for line in body["lines"])
     (available, reserved, purchased) = final.counts["general"]
-    ledger = tuple((at, text.replace(f"p {id[4:]}", f"x {id[4:]}")) for at, text in final.ledger)
+    ledger = tuple((at, text.replace(f"p {id[4:]}", f"x {id[4:]}")) for at, text in final.ledgers[0])
     ledger = tuple(
         (at, f"{text[: text.rindex(' ')]} 0" if text.startswith(f"x {id[4:]}") else text) for at, text in ledger
     )
@@ -175,7 +175,7 @@ def without(run: Run, id: str) -> Run:
         counts={"general": (available + units, reserved, purchased - units)},
         redis=final.redis | {id: EXPIRED},
         store=final.store | {id: final.store[id] | {"status": EXPIRED}},
-        ledger=ledger,
+        ledgers=(ledger,),
     )
 
 

@@ -43,7 +43,7 @@ def test_thousands_of_operations_of_60_clients_are_decided_in_seconds() -> None:
 @given(SEEDS)
 def test_without_a_ledger_an_order_is_searched_for(seed: int) -> None:
     operations, final = history(seed, calls=120, clients=4)
-    assert decide(operations, replace(final, ledger=()), clock_of(operations)).decision is Decision.LINEARIZABLE
+    assert decide(operations, replace(final, ledgers=()), clock_of(operations)).decision is Decision.LINEARIZABLE
 
 
 def test_a_ledger_that_lies_convinces_nobody() -> None:
@@ -52,7 +52,8 @@ def test_a_ledger_that_lies_convinces_nobody() -> None:
     operations.append(reserved(1, 0, 10, "a", 1))
     operations.append(sale_read(2, 12, 14, (2, 1, 0)))
     operations.append(reserved(3, 15, 20, "b", 2))
-    lies = replace(final, ledger=tuple((at, text) for at, (_, text) in enumerate(reversed(final.ledger), start=1)))
+    (ledger,) = final.ledgers
+    lies = replace(final, ledgers=(tuple((at, text) for at, (_, text) in enumerate(reversed(ledger), start=1)),))
     assert decide(operations, lies).decision is Decision.LINEARIZABLE
     operations[1] = sale_read(2, 12, 14, (1, 2, 0))  # what the ledger would have it
     assert decide(operations, lies).decision is Decision.NOT_LINEARIZABLE
@@ -383,8 +384,10 @@ def final_of(tickets: dict[str, Lines], capacity: dict[str, int]) -> Final:
         {f"gig.{id}": ticket(id, lines) for id, lines in tickets.items()},
         {},
         {},
-        tuple(
-            (at, f"r 1:{dict(lines)['general']} 0 {id:_>22}{'b':_>22}")
-            for at, (id, lines) in enumerate(tickets.items(), start=1)
+        (
+            tuple(
+                (at, f"r 1:{dict(lines)['general']} 0 {id:_>22}{'b':_>22}")
+                for at, (id, lines) in enumerate(tickets.items(), start=1)
+            ),
         ),
     )

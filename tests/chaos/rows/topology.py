@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from clusters import Cluster, Node
+from holdfast.engine.keys import slot_keys
 
 from .. import groups
-from ..clients import Habits
+from ..clients import SALES as ORDINARY
+from ..clients import Habits, SaleSpec
 from ..deployment import Deployment
 from ..groups import Group
 from ..history import Call, Operation, Outcome
@@ -25,8 +27,11 @@ NUMBER = 1
 
 HABITS = Habits(levels=("memory", "replica", "stored"))
 
-#: Words of Redis that are between it and the product.
-INSIDE = ("TRYAGAIN", "MOVED", "ASK ", "CLUSTERDOWN", "READONLY", "NOREPLICAS", "MASTERDOWN")
+#: As everywhere, and one that is fought over by buyers of three shards, which lend each other the last units.
+SALES = (*ORDINARY, SaleSpec("wide", {"general": 60}, 500, 6, shards=3))
+
+#: Redis' words about a slot that is being moved: nobody's business.
+INSIDE = ("TRYAGAIN", "MOVED ", "ASK ")
 
 
 @contextlib.contextmanager
@@ -65,7 +70,7 @@ async def _sells_again(run: Run, product: Deployment, since: int) -> None:
 
 
 def _tell(run: Run) -> None:
-    """Notes for how long anybody heard 503; nobody may hear what Redis says of its own affairs."""
+    """Notes for how long anybody heard 503; nobody may hear what Redis says of slots on the move."""
     assert run.load is not None
     for name in (sale.id for sale in run.load.sales):
         stretches = _unsold([each for each in run.operations if each.sale == name])
@@ -105,7 +110,7 @@ async def _ends(run: Run, product: Deployment, since: int) -> None:
 async def _cut_off(run: Run, kind: str, alone: bool) -> None:
     """Alone: the primary is cut off from everybody. Otherwise from its peers only, and the product is on its side."""
     with Wire() as wire, _apart(kind, wire) as group:
-        async with Deployment(run.directory, group, workers=2) as product:
+        async with Deployment(run.directory, group, workers=2, sales=SALES) as product:
             load = run.clients(product, HABITS)
             await load.more(40)
             load.phase("fault")
@@ -149,7 +154,7 @@ async def sentinel_two_primaries(run: Run) -> None:
 async def _killed(run: Run, kind: str) -> None:
     """kill -9 of the primary, which had sent nothing to its replicas for a moment: its machine takes that along."""
     with Wire() as wire, _apart(kind, wire) as group:
-        async with Deployment(run.directory, group, workers=2) as product:
+        async with Deployment(run.directory, group, workers=2, sales=SALES) as product:
             load = run.clients(product, HABITS)
             await load.more(60)
             load.phase("fault")
@@ -179,7 +184,7 @@ async def sentinel_killed(run: Run) -> None:
 async def cluster_graceful(run: Run) -> None:
     """CLUSTER FAILOVER, one after the other, of every node: as for an upgrade."""
     group = groups.cluster()
-    async with Deployment(run.directory, group, workers=2) as product:
+    async with Deployment(run.directory, group, workers=2, sales=SALES) as product:
         load = run.clients(product, HABITS)
         await load.more(60)
         load.phase("fault")
@@ -200,7 +205,7 @@ async def sentinel_by_order(run: Run) -> None:
     It may be any of the two replicas, so that what must survive has to be on both.
     """
     group = groups.sentinels()
-    async with Deployment(run.directory, group, workers=2, more=("--replicas", "2")) as product:
+    async with Deployment(run.directory, group, workers=2, sales=SALES, more=("--replicas", "2")) as product:
         load = run.clients(product, HABITS)
         await load.more(60)
         load.phase("fault")
@@ -225,16 +230,17 @@ def _left(node: Node) -> bool:
 async def reshard(run: Run) -> None:
     """The slot of each sale goes to the next node, ten keys at a time, as redis-cli does it, while everybody buys."""
     group = groups.cluster()
-    async with Deployment(run.directory, group, workers=2) as product:
+    async with Deployment(run.directory, group, workers=2, sales=SALES) as product:
         load = run.clients(product, HABITS)
         rounds = 1 if run.quick else 3
-        run.trials = rounds * len(product.sales)
+        slots = [slot for sale in product.sales for slot in sale.slots]
+        run.trials = rounds * len(slots)
         await load.more(60)
         load.phase("fault")
         since = now()
         for _ in range(rounds):
-            for sale in product.sales:
-                await _move(group, sale.id)
+            for slot in slots:
+                await _move(group, slot)
                 await load.more(20)
         await _ends(run, product, since)
 
@@ -243,7 +249,7 @@ async def _move(group: Group, slot: str) -> None:
     def move() -> None:
         nodes = group.servers.primaries
         at = nodes.index(group.primary(slot))
-        group.servers.move(slot, nodes[(at + 1) % len(nodes)], pause_s=0.01)
+        group.servers.move(slot_keys(slot).sale, nodes[(at + 1) % len(nodes)], pause_s=0.01)
 
     await asyncio.to_thread(move)
 
@@ -251,15 +257,15 @@ async def _move(group: Group, slot: str) -> None:
 async def node_added(run: Run) -> None:
     """A node is added while everybody buys, and gets the slots of all sales and some more."""
     group = groups.cluster()
-    async with Deployment(run.directory, group, workers=2) as product:
+    async with Deployment(run.directory, group, workers=2, sales=SALES) as product:
         load = run.clients(product, HABITS)
         await load.more(60)
         load.phase("fault")
         since = now()
         new = await asyncio.to_thread(group.servers.add_node)
         await asyncio.to_thread(group.servers.rebalance, new, 300)
-        for sale in product.sales:
-            await asyncio.to_thread(group.servers.move, sale.id, new)
+        for slot in (slot for sale in product.sales for slot in sale.slots):
+            await asyncio.to_thread(group.servers.move, slot_keys(slot).sale, new)
         await _ends(run, product, since)
 
 
