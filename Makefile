@@ -3,6 +3,7 @@
 # make test      every test (ARGS="tests/lua -k expire" for some)
 # make bench     Holdfast beside its peers (ARGS="--quick", ARGS="--rows reserve,pay --rounds 3 --seconds 2")
 # make chaos     what can go wrong, made to go wrong (ARGS="--quick", ARGS="--rows 2 --seed 7")
+# make drill     a hot sale on a cluster of six nodes, a primary killed in the middle (ARGS="--seconds 60 --shards 3")
 # make lint      ruff, and mypy on the built wheel
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ MAKE_VENV = $(PYTHON) -m venv $(1) || \
 	{ echo "'$(PYTHON)' cannot make a virtual environment: on Debian, apt-get install python3-venv" >&2; exit 1; }; \
 	$(1)/bin/python -m pip install --quiet --constraint constraints.txt setuptools
 
-.PHONY: install run test bench chaos lint format clean
+.PHONY: install run test bench chaos drill lint format clean
 
 install: $(INSTALLED)
 
@@ -49,6 +50,10 @@ $(BENCH_INSTALLED): $(INSTALLED)
 # -P: as for bench.
 chaos: $(BENCH_INSTALLED)
 	@PYTHONPATH=tests $(VENV)/bin/python -P -m chaos $(ARGS)
+
+# -P: as for bench.
+drill: $(BENCH_INSTALLED)
+	@PYTHONPATH=tests $(VENV)/bin/python -P -m chaos.drill $(ARGS)
 
 # Type checkers do not see through the editable install, so they are shown the built wheel, from a folder
 # where our http/ cannot be taken for the standard library's. build/ would carry deleted modules into the wheel.

@@ -62,7 +62,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that is over."""
+    """A run that is over.
+
+    Parameters
+    ----------
+    start: nanoseconds of the monotonic clock, as in the log. operations: the clients' log, in the order of `begun`.
+    """
 
     scenario: Scenario
     url: str
@@ -72,6 +77,8 @@ class Run:
     figures: Figures
     verdict: Verdict
     machine: dict[str, str]
+    start: int
+    operations: Sequence[Operation] = field(repr=False)
 
 
 async def run(scenario: Scenario, target: Target, screen: Screen, stop: asyncio.Event) -> Run:
@@ -252,6 +259,8 @@ class _Session:
             figures(operations, start, stock, lags, cpu),
             verdict,
             describe(),
+            start,
+            operations,
         )
 
     async def _until_stopped(self, work: asyncio.Future[list[None]]) -> bool:
