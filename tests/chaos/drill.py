@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clusters import Cluster
 from cyclopts import App
 from rich.console import Console
 
-from clusters import Cluster
 from holdfast.engine.embedded import candidates
 from holdfast.engine.keys import slot_keys
 from holdfast.http.load import result

@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 from clusters import Cluster, Node, Sentinels
+
 from holdfast.engine.keys import slot_keys
 
 from .servers import PATIENCE_S, redis_binary

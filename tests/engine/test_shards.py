@@ -230,7 +230,7 @@ async def test_the_ledgers_of_all_shards_are_followed_as_one(redis_server: Any, 
                 rest += await resumed.read()
             assert Counter((t.slot, t.sequence) for t in rest) >= Counter(names[cut + 1 :])
         assert tail.place == (await engine.sale("gig")).place
-        for wrong in ((1, 1), "1-1", "1-1,1-1,9-9", "1-1,1-1,x", ""):
+        for wrong in ((1, 1), "1-1", "1-1,1-1,x", ""):
             with pytest.raises(InvalidRequest):
                 await engine.tail("gig", after=wrong)
         seen = [e async for e in _first(engine.expirations(sale="gig", from_start=True), 1)]

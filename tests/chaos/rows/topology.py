@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from clusters import Cluster, Node
+
 from holdfast.engine.keys import slot_keys
 
 from .. import groups
