@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 from collections import Counter
 from pathlib import Path
@@ -1058,6 +1059,57 @@ async def test_thousands_of_buyers_at_two_processes_get_what_there_is(
         assert item.reserved == sum(units for code, _, units in told if code == "held")
         # One unit may be left that only those met who wanted two.
         assert item.available <= 1
+
+
+# In each store --------------------------------------------------------------------------------------------------------
+
+
+async def test_every_store_keeps_what_shards_lend(empty_redis: str, store_at: Any) -> None:
+    async with Engine.connect(empty_redis, store=store_at.url, secret="one for all of them") as engine:
+        items = [ItemSpec("seat", 9), ItemSpec("box", 4)]
+        await engine.create_sale("gig", name="Gig", items=items, shards=3)
+        await engine.create_sale("fig", name="Fig", capacity=3)
+        (buyer,) = buyers_of(engine, "gig", 2, 1)
+        await engine.reserve("gig", buyer=buyer, lines={"seat": 9, "box": 3})
+        await engine.amend_sale("gig", {"items": [{"sku": "seat", "capacity": 12}]})
+        await quiet(engine, "gig")
+        await engine.snapshot()
+        assert [sale.id for sale in (await engine.sales()).items] == ["fig", "gig"]
+        names = ["fig", "gig~1", "gig~2", "gig~3"]
+        assert [stored.slot for stored in await engine._store.slots("", 10)] == names
+        assert [stored.slot for stored in await engine._store.slots("gig~1", 1)] == ["gig~2"]
+        told = dict(store_at.rows("SELECT slot, transfers FROM slots"))
+        assert sorted(told) == names
+        assert told["fig"] is None
+        for name in names[1:]:
+            lying = await engine._servers.call(name, "HGET", slot_keys(name).sale, "transfers")
+            assert Transfers.parse(told[name]) == Transfers.parse(lying)
+            assert (await engine._store.sale(name)).slot == name  # type: ignore[union-attr]
+        assert (await engine._store.sale("gig")).slot == "gig~1"  # type: ignore[union-attr]
+        assert await engine._store.sale("gig~4") is None
+        assert await engine._store.sale("fig~1") is None
+        for name in names[1:]:
+            await engine._servers.call(name, "UNLINK", *(getattr(slot_keys(name), part) for part in PARTS))
+        report = await engine.recover()
+        assert report.clean
+        assert [slot.slot for slot in report.slots] == names[1:]
+        await quiet(engine, "gig")
+        seats, boxes = (await engine.sale("gig")).items
+        assert (seats.available, seats.reserved, boxes.available, boxes.reserved) == (3, 9, 1, 3)
+
+
+async def test_a_store_from_before_shards_is_migrated(empty_redis: str, tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    async with Engine.connect(empty_redis, store=f"sqlite:///{path}", secret="one for all of them") as engine:
+        await engine.create_sale("fig", name="Fig", capacity=3)
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE slots DROP COLUMN transfers")
+        db.execute("PRAGMA user_version = 2")
+    async with Engine.connect(empty_redis, store=f"sqlite:///{path}", secret="one for all of them") as engine:
+        assert (await engine.reserve("fig", buyer="ann", quantity=1)).quantity == 1
+        await engine.create_sale("gig", name="Gig", capacity=4, shards=2)
+        assert (await engine.reserve("gig", buyer="ann", quantity=4)).quantity == 4
+        await quiet(engine, "gig")
 
 
 # On a cluster ---------------------------------------------------------------------------------------------------------
