@@ -260,19 +260,21 @@ class Recovery:
         sale = await self._again(slot)
         drained = sale.cursor
         definition = await self._newest(sale, keys, found)
-        transfers = await self._newest_transfers(sale, keys, found)
+        transfers = await self._newest_transfers(sale, keys, fenced, found)
         append = _Appending(self, sale, keys, token, max(fenced.epoch, sale.cursor.epoch, 1) + 1)
         amended = max(0, definition.version - sale.known.version)
-        if amended:
-            # First, since tickets may name its items.
-            await append.lines([(fenced.now, _sale_line(definition))])
+        told = [(fenced.now, _sale_line(definition))] if amended else []
+        if transfers.text != (sale.transfers or ""):
+            told.append((fenced.now, _transfer_line(transfers)))
+            amended += 1
+        if told:
+            # First, since tickets may name its items, and be sold from what another shard has sent.
+            await append.lines(told)
         only_there = await self._take_from_redis(keys, definition, append, found)
         found.appended += only_there
         found.last_known_at = max(found.last_known_at, await self._last_at(slot, drained))
         if not found.looked:
             found.missing = self._missing(keys, fenced, drained, only_there + amended)
-        if transfers.text != (sale.transfers or ""):
-            await append.lines([(fenced.now, _transfer_line(transfers))])
         await append.lines([(fenced.now, _sale_line(definition))])
         found.looked = True
         found.conflicts += append.conflicts + await self._fold(slot)
@@ -362,10 +364,12 @@ class Recovery:
             return known
         return there if there.origin == known.origin and there.version > known.version else known
 
-    async def _newest_transfers(self, sale: StoredSale, keys: SlotKeys, found: _Found) -> Transfers:
+    async def _newest_transfers(self, sale: StoredSale, keys: SlotKeys, fenced: Fenced, found: _Found) -> Transfers:
         """What the shard has lent and borrowed, by the side that knows more. Redis alone may know a step that nobody
         relies on yet; it is taken up, since tickets may have been sold from what came by it."""
         known = Transfers.parse(sale.transfers)
+        if fenced.epoch and (fenced.epoch, fenced.sequence) <= (sale.cursor.epoch, sale.cursor.sequence):
+            return known  # Redis does not know more, whatever it says
         try:
             there = Transfers.parse(await self._servers.call(keys.slot, "HGET", keys.sale, "transfers"))
         except ValueError:
