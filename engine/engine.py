@@ -21,7 +21,7 @@ import redis.asyncio as redis_asyncio
 from redis.exceptions import ResponseError
 
 from holdfast.engine import checks
-from holdfast.engine.amending import Amending
+from holdfast.engine.amending import AMEND_ROUNDS, Amending
 from holdfast.engine.audit import Audit, AuditReport
 from holdfast.engine.audit_shards import audit_shards
 from holdfast.engine.background import Background
@@ -107,9 +107,6 @@ DATA_DIR_DEFAULT = Path("holdfast-data")
 
 #: Seconds between two tries to reach Redis at the start.
 REACH_PAUSE_S = 0.25
-
-#: Rounds in which an amendment is merged anew because another one came first.
-AMEND_ROUNDS = 20
 
 
 class Engine:
@@ -1052,7 +1049,7 @@ class Engine:
         return self._who(buyer)
 
     def ticket_id(self, sale: str, *, buyer: str, key: str) -> str:
-        """The id that reserving with this key gives."""
+        """The id that reserving with this key gives; of a sale in shards, once this process has met it."""
         who = self.buyer_hash(buyer)
         family = self._shards.known(sale)
         return f"{family.of(who).name if family else sale}.{self._identity.ticket(sale, who, key)}"
