@@ -103,7 +103,7 @@ def _scenario(seed: int, seconds: float, shards: int, rate: float) -> Scenario:
         "name": "drill", "seed": seed, "shards": shards, "buyers": buyers, "capacity": buyers * 7 // 10,
         "arrival": "rate", "rate": rate, "max_per_buyer": 2, "hold_ms": 3_000, "think_ms": 500,
         "walk_away": 0.1, "cancel": 0.05, "repeat": 0.02, "duplicate": 0.02, "hang_up": 0.01,
-        "retry": 0.5, "retry_for_s": 15.0,
+        "retry": 0.5, "retry_for_s": 15.0, "failover": True,
     }  # fmt: skip
     return scenario_of(None, None, fields)
 
