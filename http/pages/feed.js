@@ -10,7 +10,7 @@ const ROWS_MAX = 40;
 /** Milliseconds between two drawings: faster, nobody could read. */
 const DRAW_MS = 300;
 
-const WORDS = { reserved: "reserved", purchased: "purchased", cancelled: "cancelled", expired: "expired", sale: "sale changed" };
+const WORDS = { reserved: "reserved", purchased: "purchased", cancelled: "cancelled", expired: "expired", sale: "sale changed", transfer: "moved" };
 
 export class Feed {
   #waiting = [];
@@ -57,7 +57,7 @@ function row(sale, transition) {
     h("td", { class: "mono" }, clockTime(transition.at)),
     h("td", {}, h("span", { class: "kind", "data-kind": kind }, WORDS[kind] ?? kind)),
     h("td", {}, transition.lines ? linesText(sale, transition.lines) : ""),
-    h("td", { class: "mono" }, transition.ticket ?? ""),
+    h("td", { class: "mono" }, transition.ticket ?? transition.slot ?? ""),
     h("td", {}, transition.reference ?? ""),
   );
 }

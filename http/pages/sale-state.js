@@ -10,8 +10,11 @@ export function stateOf(sale, now = serverNow()) {
   if (sale.closes_at !== null && Date.parse(sale.closes_at) <= now) return "closed";
   if (sale.opens_at !== null && Date.parse(sale.opens_at) > now) return "not_yet_open";
   if (sale.available > 0) return "open";
-  return sale.reserved > 0 ? "all_held" : "sold_out";
+  return mayComeBack(sale) > 0 ? "all_held" : "sold_out";
 }
+
+/** Units of a sale or an item that are not free and not sold: held, or on their way between shards. */
+export const mayComeBack = (counts) => counts.reserved + (counts.in_transit ?? 0);
 
 /** The word for people. */
 export const STATE_WORDS = {

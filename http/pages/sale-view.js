@@ -88,7 +88,7 @@ export class SaleView {
   #happened(transition) {
     const instant = Date.parse(transition.at);
     heardTime(instant);
-    if (transition.kind !== "sale") this.#tally.add(instant, transition.kind);
+    if (transition.ticket) this.#tally.add(instant, transition.kind);
     this.feed.add(transition);
     this.redraw();
   }
@@ -135,7 +135,8 @@ export class SaleView {
       const name = itemName(sale, item.sku);
       setText(gauge.name, name);
       setText(gauge.limit, item.max_per_buyer ? `at most ${count(item.max_per_buyer)} each` : "");
-      const words = `${count(item.available)} available, ${count(item.reserved)} held, ${count(item.purchased)} sold of ${count(item.capacity)}`;
+      const moving = item.in_transit > 0 ? `, ${count(item.in_transit)} in transit` : "";
+      const words = `${count(item.available)} available, ${count(item.reserved)} held, ${count(item.purchased)} sold${moving} of ${count(item.capacity)}`;
       setText(gauge.numbers, words);
       gauge.bar.update(item);
       setAttribute(gauge.meter, "aria-label", name);
@@ -167,5 +168,6 @@ function facts(sale) {
   if (sale.opens_at !== null) parts.push(`opens ${moment(sale.opens_at)}`);
   if (sale.closes_at !== null) parts.push(`${stateOf(sale) === "closed" ? "closed" : "closes"} ${moment(sale.closes_at)}`);
   if (sale.durability) parts.push(`payments ${sale.durability}`);
+  if (sale.shards) parts.push(plural(sale.shards, "shard"));
   return parts.join(" · ");
 }

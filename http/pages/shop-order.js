@@ -3,7 +3,7 @@
 import { bar } from "./bar.js";
 import { h, setAttribute, setText, show } from "./dom.js";
 import { count } from "./format.js";
-import { itemName } from "./sale-state.js";
+import { itemName, mayComeBack } from "./sale-state.js";
 
 /** Units on one line that the server takes. */
 const QUANTITY_MAX = 1_000_000;
@@ -36,7 +36,7 @@ export class OrderForm {
       show(row.limit, Boolean(item.max_per_buyer));
       if (item.max_per_buyer) setText(row.limit, `at most ${count(item.max_per_buyer)} per buyer`);
       setText(row.left, leftWords(item));
-      row.element.dataset.left = item.available > 0 ? "some" : item.reserved > 0 ? "held" : "none";
+      row.element.dataset.left = item.available > 0 ? "some" : mayComeBack(item) > 0 ? "held" : "none";
       row.gauge.update(item);
       row.most = Math.max(0, Math.min(QUANTITY_MAX, most(item)));
       setAttribute(row.input, "max", Math.max(row.least, row.most));
@@ -119,5 +119,5 @@ export class OrderForm {
 
 function leftWords(item) {
   if (item.available > 0) return `${count(item.available)} left`;
-  return item.reserved > 0 ? `all held (${count(item.reserved)})` : "sold out";
+  return mayComeBack(item) > 0 ? `all held (${count(mayComeBack(item))})` : "sold out";
 }

@@ -7,7 +7,7 @@ import { serverNow } from "./clock.js";
 import { byId, framed, setText, show } from "./dom.js";
 import { count, countdown, plural } from "./format.js";
 import { Live } from "./live.js";
-import { stateOf } from "./sale-state.js";
+import { mayComeBack, stateOf } from "./sale-state.js";
 import { OrderForm } from "./shop-order.js";
 import { Tickets } from "./shop-tickets.js";
 import { NEEDS_TOKEN, facts, refusedReservation, stockWords, troubleWords } from "./shop-words.js";
@@ -161,7 +161,7 @@ function drawAwaited() {
   if (item && item.available >= awaited.quantity) {
     awaited = null;
     hint(`${plural(item.available, "is", "are")} free again.`);
-  } else if (item && item.available + item.reserved === 0) {
+  } else if (item && item.available + mayComeBack(item) === 0) {
     awaited = null;
     say("trouble", "Sold out", "What others held has been paid.");
   } else if (stateOf(sale) === "closed") {

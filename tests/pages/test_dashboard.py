@@ -269,6 +269,34 @@ async def test_what_happens_is_seen(server: Any, open_page: Open) -> None:
     await expect(rows).to_have_count(5)
 
 
+async def test_a_sale_in_shards(server: Any, open_page: Open) -> None:
+    sale = server.create("hot", capacity=9, shards=3, hold_ms=60_000)
+    page = await look_at(open_page, sale)
+    await expect(page.locator("#sale-facts")).to_contain_text("3 shards")
+    # More than the shard of this buyer has: it borrows, and the log says what went where.
+    ticket = server.reserve(sale, quantity=7)
+    await expect(page.locator("#feed")).to_contain_text(ticket["id"])
+    moved = page.locator("#feed tr", has_text="moved").first
+    await expect(moved).to_contain_text(re.compile(r"\d × .*hot~[123]"))
+    await expect(total(page, "reserved")).to_have_text("7")
+    await expect(total(page, "available")).to_have_text("2")
+
+    # On their way they are shown, for as long as they are.
+    moving = server.sale(sale)
+    moving["items"][0] |= {"available": 0, "in_transit": 2}
+    moving |= {"available": 0, "in_transit": 2}
+
+    async def stream(route: Route) -> None:
+        body = f"event: counts\nid: 1-1,1-1,1-1\ndata: {json.dumps(moving)}\n\n"
+        await route.fulfill(body=body, content_type="text/event-stream")
+
+    await page.route("**/stream", stream)
+    await page.reload()
+    words = "0 available, 7 held, 0 sold, 2 in transit of 9"
+    await expect(page.get_by_role("meter")).to_have_attribute("aria-valuetext", words)
+    await expect(page.locator("#sale-state")).to_have_text("All held")
+
+
 async def test_a_stampede_does_not_kill_the_page(server: Any, open_page: Open) -> None:
     sale = server.create("stampede", capacity=1_000_000)
     page = await look_at(open_page, sale)
