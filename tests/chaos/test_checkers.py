@@ -213,3 +213,48 @@ def test_counters_are_not_judged_while_other_answers_are_overdue() -> None:
     assert "E" in letters(([*operations, stale], final))
     hung = replace(read, begun=stale.begun - later // 2, ended=(stale.ended or 0) + 1_000)
     assert "E" not in letters(([*operations, stale, hung], final))
+
+
+def in_shards(run: Run, *transfers: tuple[str, str]) -> Run:
+    """The same, of a sale in two shards, the second of which had no buyers; what each says of transfers, in order."""
+    operations, final = run
+    first, second = list(final.ledgers[0]), list[tuple[int, str]]()
+    for lent_by, text in transfers:
+        ledger = first if lent_by == "first" else second
+        ledger.append((len(ledger) + 1, f"t {text} {{}}"))
+    return operations, replace(final, ledgers=(tuple(first), tuple(second)))
+
+
+def test_units_between_shards_count() -> None:
+    operations, final = in_shards(run())
+    at = find(operations, Call.SALE)
+    (item,) = operations[at].answer["items"]
+    moved = item | {"available": item["available"] - 1}
+    operations[at] = replace(operations[at], answer={"items": [moved]})
+    assert letters((operations, final)) == "C"
+    operations[at] = replace(operations[at], answer={"items": [moved | {"in_transit": 1}]})
+    assert letters((operations, final)) == ""
+    assert letters((operations, replace(final, in_transit={"general": 1}))) == "C"
+
+
+def test_what_one_shard_lent_another_has_received() -> None:
+    lent, received, settled = ("first", "lent 2 1 1:3"), ("second", "received 1 1 1:3"), ("first", "settled 2 1 1:3")
+    assert letters(in_shards(run(), lent, received, settled)) == ""
+    assert letters(in_shards(run(), lent)) == "L"
+    assert letters(in_shards(run(), lent, received)) == "L"
+    assert letters(in_shards(run(), lent, ("second", "received 1 1 1:4"), settled)) == "L"
+    assert letters(in_shards(run(), lent, received, received, settled)) == "E"
+
+
+def test_nobody_is_sold_out_while_another_shard_has_units() -> None:
+    operations, final = in_shards(run())
+    refused = Operation(
+        999, "late", Call.RESERVE, final.sale, 1, 2, lines=(("general", 1),), status=409, code="sold_out",
+        answer={"code": "sold_out", "sku": "general", "available": 0},
+    )  # fmt: skip
+    # Before anybody had bought anything.
+    assert letters(([refused, *operations], final)) == "H"
+    # What is on its way is all held; so is, for a moment, what another shard has.
+    held = replace(refused, code="all_held", answer=refused.answer | {"code": "all_held"})
+    assert letters(([held, *operations], final)) == ""
+    assert letters(([held, *operations], replace(final, ledgers=final.ledgers[:1]))) == "H"

@@ -97,6 +97,17 @@ async def crowd(directory: Path, environment: Mapping[str, str], seed: int) -> l
         return await on_it.judged()
 
 
+async def borrowed(directory: Path, environment: Mapping[str, str], seed: int) -> list[Violation]:
+    """Many buyers of three shards, which lend each other the last units while every second reply of Redis is lost."""
+    path = f"{LOSING}:{environment['PYTHONPATH']}"
+    sale = SaleSpec("gig", {"general": 60}, 250, 6, shards=3)
+    async with stage(directory, {**environment, "PYTHONPATH": path}, seed, sale) as on_it:
+        load = crowd_of(on_it, 12, pay=0.5, cancel=0.3)
+        await asyncio.sleep(3)
+        await load.stop()
+        return await on_it.judged()
+
+
 def crowd_of(on_it: Stage, clients: int, **habits: Any) -> Load:
     """Buyers at work on a stage, who write into its history."""
     chosen = Habits(**{"pay": 0.3, "cancel": 0.4, "again": 0.3, "stranger": 0.2, "hang_up": 0.0} | habits)
