@@ -218,7 +218,7 @@ class Network:
     def plug(self, name: str) -> None:
         """Gives a box its cable, its address and its name."""
         if name not in self._numbers:
-            self._numbers[name] = len(self._numbers) + 1
+            self._numbers[name] = max(self._numbers.values(), default=0) + 1
             self._sh(_CABLE, NAME=name, NUMBER=str(self._numbers[name]))
         if name not in self._up:
             self._up.add(name)
@@ -237,10 +237,10 @@ class Network:
         command = [*self.enter, "curl", "-sS", "--max-time", "20", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
-    def shuffle(self) -> None:
-        """Gives each the address of another one, from its next start on."""
-        names = list(self._numbers)
-        self._numbers = dict(zip(names, [*list(self._numbers.values())[1:], self._numbers[names[0]]], strict=True))
+    def renumber(self) -> None:
+        """Gives each an address that nobody has had, from its next start on."""
+        highest = max(self._numbers.values())
+        self._numbers = {name: highest + number for name, number in self._numbers.items()}
 
     def close(self) -> None:
         self._process.kill()

@@ -259,10 +259,10 @@ def test_sentinel(project: Callable[[str], Project]) -> None:
         boxes[name].kill()
     key = f"{{gig}}:{second}"
     boxes[second].until(lambda: "NOREPLICAS" in boxes[second].cli("set", key, "1"))
-    # All of it is stopped and made anew, each with the address of another one: names are what counts.
+    # All of it is stopped and made anew, each with an address that nobody had: names are what counts.
     for box in boxes.values():
         box.stop()
-    up.net.shuffle()
+    up.net.renumber()
     up.up()
     assert primary() == second
     holdfast.sell("gig", "dora")
@@ -299,10 +299,10 @@ def test_cluster(project: Callable[[str], Project]) -> None:
     boxes["cluster-form"].start()
     up.await_("cluster-form", "service_completed_successfully")
     assert _shape(boxes["node-1"]) == shape
-    # All of it is stopped and made anew, each with the address of another one: the nodes find each other by name.
+    # All of it is stopped and made anew, each with an address that nobody had: the nodes find each other by name.
     for box in boxes.values():
         box.stop()
-    up.net.shuffle()
+    up.net.renumber()
     up.up()
     assert _shape(boxes["node-1"]) == shape
     for sale in sales:

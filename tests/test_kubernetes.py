@@ -256,11 +256,11 @@ def test_the_nodes_become_a_cluster_and_stay_one(pods: Pods) -> None:
     # A replica has nothing to hand over.
     assert box.run(*container("redis")["lifecycle"]["preStop"]["exec"]["command"]).stdout == ""
 
-    # All pods are gone at once and come back, each with another address, and the job has long been cleared away.
+    # All pods are gone at once and come back, each with an address that nobody had; the job has long been cleared away.
     before = pods.primaries()
     for box in pods.nodes.values():
         box.stop()
-    pods.net.shuffle()
+    pods.net.renumber()
     for box in pods.nodes.values():
         box.start()
     pods.await_ready()
