@@ -8,11 +8,13 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.crc import key_slot
 
 BENCH = Path(__file__).resolve().parent / "bench"
 
@@ -115,11 +117,20 @@ TABLE = [
     "durability", "batch",
     "redis-cpu", "memory", "latency", "expiry-100k", "expiry-1m", "snapshot",
 ]  # fmt: skip
-BESIDE = ["workers"]
+BESIDE = ["workers", "scale", "shards"]
 
 
 def test_every_row_of_the_table_is_there(bench: Any) -> None:
     assert [row.key for row in bench("rows").ROWS] == TABLE + BESIDE
+
+
+def test_sales_are_spread_evenly(bench: Any) -> None:
+    sales = bench("sales")
+    names = sales.spread_names(60)
+    assert len(set(names)) == 60
+    for nodes in bench("scale").NODES:
+        on = Counter(key_slot(name.encode()) * nodes // sales.SLOTS for name in names)
+        assert set(on.values()) == {60 // nodes}
 
 
 def test_every_run_has_a_stack_that_can_do_it(bench: Any, empty: Any) -> None:

@@ -8,7 +8,9 @@
 | `stacks.py` | everything that is measured, started and stopped: Holdfast and its peers |
 | `peers/` | the peers' own code |
 | `load.py` | load from outside: wrk, redis-benchmark, the open loop |
+| `special.py` `scale.py` | what rows measure by themselves: large sales, memory, holds that run out; clusters |
 | `openloop.py` `callers.py` `fill.py` | processes of their own: open-loop load, many callers, tickets in bulk |
+| `sales.py` | one more: callers of many sales, or of one in shards, on clusters |
 | `measure.py` | CPU from /proc, medians and spread, waiting until all is quiet |
 | `machine.py` | cores, versions, and what a clean machine still needs |
 | `report.py` | the table, the JSON, the Markdown |

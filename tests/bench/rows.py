@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import load, special
+from . import load, scale, special
 from .measure import Sample, Spread
 from .plan import Bench, Run
 
@@ -543,6 +543,90 @@ def workers(bench: Bench) -> list[Figure]:
     ]
 
 
+def _redis_us(sample: Sample) -> float:
+    return sample.cpu_us("database")
+
+
+def _batch(sample: Sample) -> float:
+    return float(sample.extra["batch"])
+
+
+def scale_nodes(bench: Bench) -> list[Figure]:
+    figures = []
+    for kind, told in ((scale.SATURATED, "saturated"), (scale.STEADY, "half of that")):
+        one = scale.nodes_run(1, kind)
+        for nodes in scale.NODES:
+            run = scale.nodes_run(nodes, kind)
+            rates, calls = bench.rates(run), bench.spread(run, _batch)
+            figures.append(
+                Figure(
+                    f"Redis CPU for a reservation and its payment, {scale.SALES} sales, {told}, {nodes} nodes",
+                    "1 node" if nodes > 1 else "",
+                    bench.spread(run, _redis_us),
+                    bench.spread(one, _redis_us) if nodes > 1 else None,
+                    "us",
+                    bench.ratio(run, one, _redis_us) if nodes > 1 else None,
+                    Target("at most", 1.2, " x") if nodes > 1 and kind == scale.SATURATED else None,
+                    f"{rates.median:,.0f} pairs/s, {calls.median:.2f} calls in a script call",
+                )
+            )
+    idle = bench.samples[scale.nodes_run(1, scale.IDLE)][0]
+    figures.append(
+        Figure(
+            "CPU for a sale on which nothing happens, each second",
+            "the same of the process",
+            Spread.of([idle.cpu["database"] / scale.SALES * 1e6]),
+            Spread.of([idle.cpu["server"] / scale.SALES * 1e6]),
+            "us",
+            note="sweeper, snapshot and the server itself",
+        )
+    )
+    return figures
+
+
+def scale_shards(bench: Bench) -> list[Figure]:
+    figures = []
+    for shards in scale.SHARDS:
+        name = f"{shards} shards" if shards else "one slot"
+        slot, target = scale.shards_run(0, scale.SATURATED), Target("at most", 1.3, " x") if shards else None
+        run, last = scale.shards_run(shards, scale.SATURATED), scale.shards_run(shards, scale.LAST)
+        crowds = [sample.extra["crowd"] for sample in (*bench.samples[run], *bench.samples[last])]
+        figures.append(
+            Figure(
+                f"one hot sale on {scale.HOT_NODES} nodes, {name}: Redis CPU of the busiest node, of the mean",
+                ours=Spread.of(crowds),
+                target=target,
+                note="saturated, and until the last unit is sold",
+            )
+        )
+        figures.append(
+            Figure(
+                f"the same, {name}: Redis CPU for a reservation and its payment",
+                "one slot" if shards else "",
+                bench.spread(run, _redis_us),
+                bench.spread(slot, _redis_us) if shards else None,
+                "us",
+                bench.ratio(run, slot, _redis_us) if shards else None,
+                note=f"{bench.rates(run).median:,.0f} pairs/s, {bench.spread(run, _batch).median:.0f} calls in a "
+                "script call",
+            )
+        )
+        if shards:
+            (sample,) = bench.samples[last]
+            waits = sample.extra["waits_ms"]
+            figures.append(
+                Figure(
+                    f"the same, {name}: waited for units of another shard, until the last unit is sold",
+                    ours=Spread.of(waits) if waits else None,
+                    unit="ms",
+                    skipped="" if waits else "nobody had to wait",
+                    note=f"{sample.extra['transfers'] / sample.count * 1e3:.2f} transfers for 1,000 reservations; "
+                    f"{len(waits):,} calls waited, {sample.count:,.0f} units were sold at {sample.rate:,.0f}/s",
+                )
+            )
+    return figures
+
+
 #: In the order of the table.
 ROWS: tuple[Row, ...] = (
     Row(
@@ -601,6 +685,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("snapshot", "HTTP reserve, saturated, with a snapshot each second", snapshot, (RESERVE, RARE)),
     Row("workers", "HTTP reserve, two workers", workers, (RESERVE, WORKERS)),
+    Row("scale", "many sales on 1, 3 and 6 nodes", scale_nodes, work=scale.many_sales),
+    Row("shards", "one hot sale in shards", scale_shards, work=scale.hot_sale),
 )
 
 KEYS = tuple(row.key for row in ROWS)
