@@ -186,6 +186,8 @@ class Server:
         self._fake = pool is not None and place is None
         self._locate = locate
         self._primary = primary
+        #: Whether it is a node of a cluster, in Redis' word.
+        self._mode = ""
         #: Of the process that was met last, and of the history that it writes.
         self._met: tuple[str, str] | None = None
         self._free: list[Any] = []
@@ -214,6 +216,7 @@ class Server:
             if replication.get("role") != "master":
                 raise RedisConnectionError("it is no primary")
             self.reign = replication.get("master_replid", "")
+        self._mode = fields.get("redis_mode", "")
         met = fields.get("run_id", ""), self.reign
         self.is_valkey = "valkey_version" in fields
         self.version = fields.get("valkey_version") or fields.get("redis_version", "")
@@ -501,6 +504,22 @@ class Server:
         if policy != "noeviction":
             raise ConfigurationError(
                 f"Redis evicts keys when memory is full ({policy}): set maxmemory-policy noeviction, or stock gets lost"
+            )
+
+    async def check_whole(self) -> None:
+        """Refuses a node of a cluster that has some of its slots only: the sales in others would never be sold.
+
+        Raises
+        ------
+        ConfigurationError: other nodes have the rest.
+        """
+        if self._mode != "cluster":
+            return
+        slots = await self.call("CLUSTER", "SLOTS")
+        if len({primary[2] for _, _, primary, *_ in slots}) > 1:
+            raise ConfigurationError(
+                f"Redis at {self.place} is one node of a cluster, and others have the rest of its slots: give "
+                "redis+cluster://HOST:PORT,HOST:PORT"
             )
 
     async def close(self) -> None:

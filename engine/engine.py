@@ -213,6 +213,8 @@ class Engine:
             self._servers = open_servers(self._url or "", self._pool)
             await self._reached(self._servers.start)
             await self._reached(lambda: self._of_each(Server.check_policy))
+            if not self._servers.follows:
+                await self._reached(self._servers.one.check_whole)
             self._keeper = Keeper(self._store, self._data_dir if self.embedded is not None else None)
             self._identity = await establish(self._secret, self._keeper, self._store)
             await self._belong_together()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import shoppers
 
-from holdfast.engine import Durability, Engine, NotReady, Status
+from holdfast.engine import ConfigurationError, Durability, Engine, NotReady, Status
 
 SALES = [f"gig-{number}" for number in range(12)]
 
@@ -66,6 +66,14 @@ async def test_sales_are_sold_on_every_node(cluster: Any, tmp_path: Path) -> Non
         assert {status: sum(t.status is status for t in tickets) for status in Status} == {
             Status.RESERVED: 0, Status.PURCHASED: 12, Status.CANCELLED: 12, Status.EXPIRED: 12
         }  # fmt: skip
+
+
+async def test_a_node_alone_is_no_server(cluster: Any, tmp_path: Path) -> None:
+    for node in cluster.primaries:
+        address = f"redis://127.0.0.1:{node.port}/0"
+        with pytest.raises(ConfigurationError, match=r"is one node of a cluster.*give redis\+cluster://"):
+            async with Engine.connect(address, store=f"sqlite:///{tmp_path / 'store.db'}"):
+                pass
 
 
 async def test_every_node_announces_its_expiries(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
