@@ -130,3 +130,24 @@ def test_a_row_in_short(row: int, form: str, tmp_path: Path) -> None:
     if "SKIPPED" in done.stdout:
         pytest.skip(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_the_drill_in_short(tmp_path: Path) -> None:
+    words = ["--seconds", "5", "--rate", "60", "--shards", "3", "--keep", str(tmp_path / "drill")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "chaos.drill", *words],
+        env={"PYTHONPATH": str(CHAOS.parent), "PATH": "/usr/local/bin:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    # The one that was killed had a shard, and all three verdicts are there.
+    (killed,) = [line.split() for line in done.stdout.splitlines() if line.endswith("killed")]
+    assert int(killed[1]) > 0
+    assert [line.split()[0] for line in done.stdout.splitlines() if " GOOD: " in line][-3:] == [
+        "load",
+        "audit",
+        "checkers",
+    ]

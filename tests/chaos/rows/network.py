@@ -80,6 +80,9 @@ async def wire_cut(run: Run) -> None:
             await run.over(product)
 
 
+#: Milliseconds between two copies of the ledger, where something is to be lost: one just before would have it all.
+RARELY = ("--snapshot-ms", "4000")
+
 # 6: failover ----------------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +96,7 @@ async def _failover(run: Run, killed: bool) -> None:
     await first.start()
     async with Proxy(first.host, first.port) as front, Proxy(first.host, first.port) as between:
         second = Redis(run.directory, name="second", options=("--replicaof", f"{between.listen} {between.port}"))
-        async with Deployment(run.directory, first, redis_url=front.url, workers=2) as product:
+        async with Deployment(run.directory, first, redis_url=front.url, workers=2, more=RARELY) as product:
             product.processes.append(second)
             await second.start()
 

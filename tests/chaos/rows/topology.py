@@ -19,6 +19,7 @@ from ..history import Call, Operation, Outcome
 from ..plan import ALL, STORED, Case, Run, now
 from ..servers import until
 from ..wires import PEERS, Wire
+from .network import RARELY
 
 #: The sale whose node has the trouble: it has units for everybody all along.
 SALE = "large"
@@ -76,7 +77,8 @@ def _tell(run: Run) -> None:
     for name in (sale.id for sale in run.load.sales):
         stretches = _unsold([each for each in run.operations if each.sale == name])
         if stretches:
-            run.remarks.append(f"'{name}' answered 503 {len(stretches)} times, for {max(stretches):.2f} s at the most")
+            times = "once" if len(stretches) == 1 else f"{len(stretches)} times"
+            run.remarks.append(f"'{name}' answered 503 {times}, for {max(stretches):.2f} s at the most")
     for each in run.operations:
         said = str(each.answer)
         if any(word in said for word in INSIDE):
@@ -99,8 +101,10 @@ def _unsold(operations: Sequence[Operation]) -> list[float]:
     return [(last - first) / 1e9 for first, last in stretches]
 
 
-async def _ends(run: Run, product: Deployment, since: int) -> None:
-    await _sells_again(run, product, since)
+async def _ends(run: Run, product: Deployment, since: int | None = None) -> None:
+    """The end of a run, whose fault began at `since`; None where it is no fault but a move."""
+    if since is not None:
+        await _sells_again(run, product, since)
     await run.over(product)
     _tell(run)
 
@@ -155,7 +159,7 @@ async def sentinel_two_primaries(run: Run) -> None:
 async def _killed(run: Run, kind: str) -> None:
     """kill -9 of the primary, which had sent nothing to its replicas for a moment: its machine takes that along."""
     with Wire() as wire, _apart(kind, wire) as group:
-        async with Deployment(run.directory, group, workers=2, sales=SALES) as product:
+        async with Deployment(run.directory, group, workers=2, sales=SALES, more=RARELY) as product:
             load = run.clients(product, HABITS)
             await load.more(60)
             load.phase("fault")
@@ -238,12 +242,11 @@ async def reshard(run: Run) -> None:
         run.trials = rounds * len(slots)
         await load.more(60)
         load.phase("fault")
-        since = now()
         for _ in range(rounds):
             for slot in slots:
                 await _move(group, slot)
                 await load.more(20)
-        await _ends(run, product, since)
+        await _ends(run, product)
 
 
 async def _move(group: Group, slot: str) -> None:
@@ -262,12 +265,11 @@ async def node_added(run: Run) -> None:
         load = run.clients(product, HABITS)
         await load.more(60)
         load.phase("fault")
-        since = now()
         new = await asyncio.to_thread(group.servers.add_node)
         await asyncio.to_thread(group.servers.rebalance, new, 300)
         for slot in (slot for sale in product.sales for slot in sale.slots):
             await asyncio.to_thread(group.servers.move, slot_keys(slot).sale, new)
-        await _ends(run, product, since)
+        await _ends(run, product)
 
 
 CASES = (
