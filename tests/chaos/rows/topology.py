@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 
 from clusters import Cluster, Node
@@ -77,8 +78,7 @@ def _tell(run: Run) -> None:
     for name in (sale.id for sale in run.load.sales):
         stretches = _unsold([each for each in run.operations if each.sale == name])
         if stretches:
-            times = "once" if len(stretches) == 1 else f"{len(stretches)} times"
-            run.remarks.append(f"'{name}' answered 503 {times}, for {max(stretches):.2f} s at the most")
+            run.remarks.append(f"'{name}' sold nothing and answered 503 for {max(stretches):.2f} s at the most")
     for each in run.operations:
         said = str(each.answer)
         if any(word in said for word in INSIDE):
@@ -86,19 +86,14 @@ def _tell(run: Run) -> None:
 
 
 def _unsold(operations: Sequence[Operation]) -> list[float]:
-    """Seconds for which nothing but 503 was heard, each time."""
-    stretches: list[tuple[int, int]] = []
-    first: int | None = None
-    for each in sorted(operations, key=lambda each: each.begun):
-        if each.status == 503:
-            first = each.begun if first is None else first
-            last = each.ended or each.begun
-        elif each.outcome is Outcome.DONE and first is not None and each.begun > last:
-            stretches.append((first, last))
-            first = None
-    if first is not None:
-        stretches.append((first, last))
-    return [(last - first) / 1e9 for first, last in stretches]
+    """Seconds in which 503 was heard and nothing else came of anything, each time."""
+    done = sorted(each.ended for each in operations if each.outcome is Outcome.DONE and each.ended is not None)
+    gaps: set[tuple[int, int]] = set()
+    for each in operations:
+        if each.status == 503 and each.ended is not None:
+            at = bisect(done, each.ended)
+            gaps.add((done[at - 1] if at else each.begun, done[at] if at < len(done) else each.ended))
+    return [(until - since) / 1e9 for since, until in gaps]
 
 
 async def _ends(run: Run, product: Deployment, since: int | None = None) -> None:
