@@ -40,7 +40,7 @@ class Shoppers:
     Attributes
     ----------
     bought: ticket and durability of every payment that was acknowledged. put_off: by sale, what calls heard that said
-    "not now" or "unknown". longest_s: by sale, the longest call. last: by sale, when somebody last bought (monotonic).
+    "not now" or "unknown". last: by sale, when somebody last bought (monotonic).
     lost: reservations that were gone when they were to be paid.
     """
 
@@ -53,7 +53,6 @@ class Shoppers:
         self._stopping = False
         self.bought: dict[str, Durability] = {}
         self.put_off: dict[str, Counter[str]] = defaultdict(Counter)
-        self.longest_s: dict[str, float] = defaultdict(float)
         self.last: dict[str, float] = defaultdict(float)
         self.lost = 0
 
@@ -119,15 +118,12 @@ class Shoppers:
         """The call, repeated with its key until its outcome is known."""
         give_up = time.monotonic() + KNOW_S
         while True:
-            began = time.monotonic()
             try:
                 return await call()
             except (NotReady, OutcomeUnknown) as error:
                 self.put_off[sale][str(error)] += 1
                 if time.monotonic() > give_up:
                     raise
-            finally:
-                self.longest_s[sale] = max(self.longest_s[sale], time.monotonic() - began)
             await asyncio.sleep(0.05)
 
 
