@@ -227,6 +227,8 @@ class Prometheus:
             with urllib.request.urlopen(f"http://{self._address}/api/v1/{path}?{query}", timeout=10) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
+            if error.code == 503:
+                raise  # it does not answer yet
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
 
     def until(self, condition: Callable[[], Any]) -> Any:
@@ -237,7 +239,7 @@ class Prometheus:
                 if found := condition():
                     return found
             except OSError:
-                pass  # it does not listen yet
+                pass  # it does not listen or answer yet
             assert time.monotonic() < give_up, "it did not come"
             time.sleep(0.1)
 

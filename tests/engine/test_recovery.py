@@ -405,8 +405,11 @@ async def whole(engine: Engine, slot: str) -> None:
     assert engine._snapshot.alarms == []
     for each in (await engine.audit([slot], tickets=True)).slots:
         assert each.findings == ()
-    entries = await engine._store.ledger(slot, Cursor(0, 0), 10_000)
-    sequences = [t.sequence for entry in entries for t in entry.transitions()]
+    sequences: list[int] = []
+    after = Cursor(0, 0)
+    while entries := await engine._store.ledger(slot, after, 10_000):
+        sequences += [t.sequence for entry in entries for t in entry.transitions()]
+        after = Cursor(entries[-1].epoch, entries[-1].sequence)
     assert sequences == list(range(1, len(sequences) + 1))
     (progress,) = [p for name, p in (await engine._store.cursors()).items() if name == slot]
     assert progress.folded == progress.cursor.sequence == len(sequences)
