@@ -292,8 +292,8 @@ def _refusal(look: Look, packed: str) -> HoldfastError | None:
 def _all_held(look: Look, packed: str) -> AllHeld:
     lines, items = units_of(packed), look.definition.items
     lacking = [item - 1 for item, units in lines if look.available(item - 1) < units] or [lines[0][0] - 1]
-    # Units on their way, or that others were faster to take, may be there again before the next hold runs out.
-    soon = any(look.available(at) + look.in_transit(at) > 0 for at in lacking)
+    # Units on their way, or that others were faster to take, may do before the next hold runs out.
+    soon = all(look.available(item - 1) + max(0, look.in_transit(item - 1)) >= units for item, units in lines)
     left = look.retry_ms()
     retry_ms = SOON_MS if left is None else min(left, SOON_MS) if soon else left
     return AllHeld(items[lacking[0]].sku, max(0, look.available(lacking[0])), retry_ms)

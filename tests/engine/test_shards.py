@@ -266,6 +266,17 @@ async def test_one_buyer_may_have_all_units_of_all_shards(redis_server: Any, tmp
         await quiet(engine, "gig")
 
 
+async def test_who_wants_more_than_is_left_is_told_when_a_hold_runs_out(redis_server: Any, tmp_path: Path) -> None:
+    """What is available or on its way does not do: asking again in a moment would be in vain."""
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=3, shards=2)
+        await engine.reserve("gig", buyer="ann", quantity=2)
+        with pytest.raises(AllHeld) as held:
+            await engine.reserve("gig", buyer="bob", quantity=2)
+        assert held.value.available == 1
+        assert 800_000 < held.value.retry_after_ms <= 900_000
+
+
 async def test_an_order_of_several_items_borrows_each_that_is_short(redis_server: Any, tmp_path: Path) -> None:
     async with connect(redis_server, tmp_path) as engine:
         items = [ItemSpec("seat", 6), ItemSpec("box", 3), ItemSpec("rug", 4)]
