@@ -103,6 +103,7 @@ def test_a_pod_has_what_it_names(name: str) -> None:
     used = {word.removeprefix("/etc/holdfast/") for word in words if word.startswith("/etc/holdfast/")}
     assert used <= mounted
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["enableServiceLinks"] is False, "a Service would add variables that look like settings"
     assert inside["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -119,8 +120,19 @@ def test_selectors_find_their_pods() -> None:
             assert selector.get("matchLabels", selector) == labels
     ports = {port["name"] for port in container("holdfast")["ports"]}
     assert one("Service", "holdfast")["spec"]["ports"][0]["targetPort"] in ports
-    for probe in ("readinessProbe", "livenessProbe"):
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container("holdfast")[probe]["httpGet"]["port"] in ports
+
+
+def test_the_network_lets_in_who_has_to_reach_a_node() -> None:
+    policy = one("NetworkPolicy", "redis")["spec"]
+    assert policy["podSelector"]["matchLabels"] == PODS["redis"]["metadata"]["labels"]
+    for_commands, for_the_bus = policy["ingress"]
+    (reach,) = for_commands["from"][0]["podSelector"]["matchExpressions"]
+    assert set(reach["values"]) == {PODS[name]["metadata"]["labels"]["app"] for name in PODS}
+    assert for_the_bus["from"] == [{"podSelector": policy["podSelector"]}]
+    ports = [rule["ports"][0]["port"] for rule in policy["ingress"]]
+    assert ports == [port["containerPort"] for port in container("redis")["ports"]]
 
 
 def test_the_server_has_settings_and_time_to_end() -> None:
@@ -265,6 +277,19 @@ def test_the_nodes_become_a_cluster_and_stay_one(pods: Pods) -> None:
         box.start()
     pods.await_ready()
     assert pods.primaries() == before
+    # The same, and the first of them is not back yet: the others do not wait for it.
+    for box in pods.nodes.values():
+        box.stop()
+    pods.net.renumber()
+    first, *others = pods.nodes.values()
+    for box in others:
+        box.start()
+    for box in others:
+        box.until(lambda box=box: box.cli("cluster", "nodes").count(" connected") == len(others))
+        assert "cluster_state:ok" in box.cli("cluster", "info")
+    first.start()
+    pods.await_ready()
+    before = pods.primaries()
     # Running it again changes nothing.
     pods.run_job()
     assert pods.primaries() == before

@@ -27,7 +27,12 @@ for node; do
     done
 done
 
-if [ "$(info "$1" cluster_slots_assigned)" != $slots ]; then
+# One that has just come back empty knows the others before it knows their slots: all are asked.
+formed=
+for node; do
+    [ "$(info "$node" cluster_slots_assigned)" != $slots ] || formed=yes
+done
+if [ -z "$formed" ]; then
     number=0
     for node; do
         [ $number -lt "$primaries" ] || break

@@ -12,13 +12,19 @@ here=$(dirname "$0")
 export REDISCLI_AUTH="$HOLDFAST_REDIS_ADMIN_PASSWORD"
 
 greet() {
-    for name in $CLUSTER_NODES; do
-        until address=$(getent ahostsv4 "$name" | sed -n '1s/ .*//p') && [ -n "$address" ] &&
-            redis-cli --user admin --no-auth-warning cluster meet "$address" 6379 2>/dev/null | grep -q OK; do
-            sleep 1
-        done
+    until address=$(getent ahostsv4 "$1" | sed -n '1s/ .*//p') && [ -n "$address" ] &&
+        redis-cli --user admin --no-auth-warning cluster meet "$address" 6379 2>/dev/null | grep -q OK; do
+        sleep 1
     done
 }
 
-greet &
+# All at once: one that is not there must not keep the others from meeting.
+greet_all() {
+    for name in $CLUSTER_NODES; do
+        greet "$name" &
+    done
+    wait
+}
+
+greet_all &
 exec sh "$here/../redis/start.sh" "$@"
