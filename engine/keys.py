@@ -27,17 +27,12 @@ from functools import lru_cache
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from holdfast.engine.spread import NEAR, PLACES
+
 _LEASE = re.compile(r"^hf:\{([^}]+)\}:lease:(.+)$")
 
 #: Which store this Redis belongs to. Asked at the start and by whoever asks whether all is ready; no slot's.
 DEPLOYMENT = "hf:deployment"
-
-#: Multiples of it, without their whole parts, lie far from each other, however many there are (the golden ratio).
-_APART = 0.6180339887498949
-
-#: How near to its place in a cluster a shard is put, in the cluster's numbers: a 25th of a node, of ten. A tag is then
-#: found in some 250 tries, which take a tenth of a millisecond.
-_NEAR = 64
 
 #: Slots whose tags are kept.
 _TAGS_KEPT = 65_536
@@ -64,14 +59,16 @@ def tag(slot: str) -> str:
     """What the keys of a slot have between their braces, by which a cluster places them.
 
     That is the name of the slot. A shard's is followed by a number, so that the shards of a sale lie evenly over the
-    nodes: the names alone, which differ in a digit, would be put on four places by the cluster's checksum.
+    nodes (`spread.py`): the names alone, which differ in a digit, would be put on four places by the cluster's checksum.
+    The number is the first that leads near enough: some 250 tries, a tenth of a millisecond.
     """
     _, _, shard = slot.partition("~")
     if not shard:
         return slot
-    place = int(int(shard) * _APART % 1 * REDIS_CLUSTER_HASH_SLOTS)
+    # Somebody may ask for a shard that is not there.
+    place = PLACES[(int(shard) - 1) % len(PLACES)]
     tags = (f"{slot}~{number}" for number in itertools.count())
-    return next(tag for tag in tags if (key_slot(tag.encode()) - place) % REDIS_CLUSTER_HASH_SLOTS <= _NEAR)
+    return next(tag for tag in tags if (key_slot(tag.encode()) - place) % REDIS_CLUSTER_HASH_SLOTS <= NEAR)
 
 
 def slot_keys(slot: str) -> SlotKeys:
