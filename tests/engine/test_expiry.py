@@ -219,7 +219,7 @@ async def test_expiries_older_than_redis_keeps_come_from_the_store(engine: Engin
 
     await until(back)
     await engine.snapshot()
-    await engine._servers.one.call("XTRIM", slot_keys("gig").ledger, "MAXLEN", "0")
+    await engine._servers.call("gig", "XTRIM", slot_keys("gig").ledger, "MAXLEN", "0")
     listening = engine.expirations(from_start=True)
     async with asyncio.timeout(10):
         told = [await anext(listening) for _ in range(10)]

@@ -1,7 +1,8 @@
 """Random histories, side by side: the engine on a real server, and a plain Python model of what it should do.
 
 Time is the slot's own (`test-now`), so that a history of days takes milliseconds and replays exactly. The same machine
-runs on the embedded 6.2, on an installed server, on one in cluster mode, and on fakeredis as far as that goes.
+runs on the embedded 6.2, on an installed server, on one in cluster mode, on every deployment, with sales in one slot and
+in shards, and on fakeredis as far as that goes. The model knows nothing of any of this.
 `HOLDFAST_EXAMPLES=1000 pytest tests/engine/test_model.py` looks longer, and elsewhere each time.
 """
 
@@ -111,6 +112,8 @@ class Histories(RuleBasedStateMachine):
     #: Gives the engine its server: an address, or a pool on a fake.
     connect: ClassVar[Callable[[], str | redis_asyncio.ConnectionPool]]
     loses_data: ClassVar[bool] = True
+    #: Over how many slots each sale is divided.
+    shards: ClassVar[int | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +144,18 @@ class Histories(RuleBasedStateMachine):
             engine._pool = self.server
         engine._replaced = {"clock": MOVABLE_CLOCK}
         self.run(engine.start())
+        clocked = engine._servers.clocked
+
+        async def at_our_time(*args: Any, **how: Any) -> list[tuple[int, Any]]:
+            return [(self.now, reply) for _, reply in await clocked(*args, **how)]
+
+        engine._servers.clocked = at_our_time  # type: ignore[method-assign]
         return engine
+
+    def slots(self, *sales: str) -> list[str]:
+        """The slots of these sales, or of all."""
+        numbers = range(1, self.shards + 1) if self.shards else None
+        return [slot for sale in sales or SALES for slot in ([f"{sale}~{n}" for n in numbers] if numbers else [sale])]
 
     def teardown(self) -> None:
         if not self.lost:
@@ -153,8 +167,8 @@ class Histories(RuleBasedStateMachine):
 
     def tell_time(self, *sales: str) -> None:
         async def tell() -> None:
-            for sale in sales or self.models:
-                await self.engine._servers.one.call("HSET", slot_keys(sale).sale, "test-now", str(self.now))
+            for slot in self.slots(*(sales or self.models)):
+                await self.engine._servers.call(slot, "HSET", slot_keys(slot).sale, "test-now", str(self.now))
 
         self.run(tell())
 
@@ -164,11 +178,13 @@ class Histories(RuleBasedStateMachine):
             self.models[sale] = Model({"vip": vip, "floor": floor}, {"vip": vip_max, "floor": None}, most)
             self.tell_time(sale)
             items = [ItemSpec("vip", vip, max_per_buyer=vip_max), ItemSpec("floor", floor)]
-            made = self.run(self.engine.create_sale(sale, name=sale, items=items, hold_ms=1000, max_per_buyer=most))
-            assert made.created
-            assert not self.run(
-                self.engine.create_sale(sale, name=sale, items=items, hold_ms=1000, max_per_buyer=most)
-            ).created
+            for created in (True, False):
+                made = self.run(
+                    self.engine.create_sale(
+                        sale, name=sale, items=items, hold_ms=1000, max_per_buyer=most, shards=self.shards
+                    )
+                )
+                assert made.created is created
 
     def attempt(self, call: Coroutine[Any, Any, Ticket]) -> tuple[str, Ticket | HoldfastError]:
         try:
@@ -323,7 +339,8 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def sweep_all(self) -> None:
         for sale, model in self.models.items():
-            self.run(self.engine._sweeper.sweep(sale))
+            for slot in self.slots(sale):
+                self.run(self.engine._sweeper.sweep(slot))
             for held in model.tickets.values():
                 held.status = model.status(held, self.now)
 
@@ -383,11 +400,9 @@ class Histories(RuleBasedStateMachine):
         self.run(self.engine.snapshot())
 
         async def lose() -> None:
-            for sale in SALES:
-                await self.engine._servers.one.call(
-                    "UNLINK",
-                    *[getattr(slot_keys(sale), n) for n in ("sale", "tickets", "buyers", "deadlines", "ledger")],
-                )
+            for slot in self.slots():
+                names = ("sale", "tickets", "buyers", "deadlines", "ledger")
+                await self.engine._servers.call(slot, "UNLINK", *[getattr(slot_keys(slot), name) for name in names])
 
         self.run(lose())
         self.lost = True
@@ -406,7 +421,7 @@ class Histories(RuleBasedStateMachine):
         self.tell_time()
         report = self.run(self.engine.recover())
         assert report.clean
-        assert {slot.slot for slot in report.slots} == set(SALES)
+        assert {slot.slot for slot in report.slots} == set(self.slots())
         assert self.run(self.engine.readiness()).ready
         self.lost = False
 
@@ -417,8 +432,9 @@ class Histories(RuleBasedStateMachine):
         for name, model in self.models.items():
             sale = self.run(self.engine.sale(name))
             for item in sale.items:
-                assert item.available + item.reserved + item.purchased == item.capacity == model.capacity[item.sku]
-                assert min(item.available, item.reserved, item.purchased) >= 0
+                counts = (item.available, item.reserved, item.purchased, item.in_transit)
+                assert min(counts) >= 0
+                assert sum(counts) == item.capacity == model.capacity[item.sku]
                 assert item.purchased == model.units(item.sku, Status.PURCHASED, self.now)
                 # Holds that have run out and were not swept yet still count as reserved.
                 assert item.reserved >= model.units(item.sku, Status.RESERVED, self.now)
@@ -457,6 +473,21 @@ def run_histories(connect: Callable[[], str | redis_asyncio.ConnectionPool], **a
 def test_engine_does_what_the_model_does(kind: str, servers: Callable[[str], Any]) -> None:
     process = servers(kind)
     run_histories(process.empty)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["sentinels", "cluster", "valkey cluster"])
+def test_it_does_so_on_every_deployment(kind: str, deployment: Callable[[str], str]) -> None:
+    run_histories(lambda: deployment(kind))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["one server", "cluster"])
+@pytest.mark.parametrize("shards", [2, 5])
+def test_a_sale_in_shards_does_what_the_model_of_one_slot_does(
+    kind: str, shards: int, deployment: Callable[[str], str]
+) -> None:
+    run_histories(lambda: deployment(kind), shards=shards)
 
 
 @pytest.mark.timeout(600)

@@ -106,7 +106,7 @@ async def test_everything_is_told_and_adds_up_to_the_counters(engine: Engine) ->
 async def test_any_position_is_one_to_go_on_from(engine: Engine, kept: int) -> None:
     await busy(engine, rounds=3)
     await engine.snapshot()
-    await engine._servers.one.call("XTRIM", slot_keys("gig").ledger, "MAXLEN", str(kept))
+    await engine._servers.call("gig", "XTRIM", slot_keys("gig").ledger, "MAXLEN", str(kept))
     end = (await engine.sale("gig")).position
     whole = await stretch(engine.transitions("gig", after=(0, 0)), end)
     assert len(whole) == end.sequence
@@ -154,8 +154,8 @@ async def test_nothing_is_missed_while_the_ledger_is_trimmed_and_sold_from(engin
         while not following.done():
             await engine.snapshot()
             copied = (await engine._store.cursors())["gig"].cursor
-            await engine._servers.one.call(
-                "XTRIM", slot_keys("gig").ledger, "MINID", f"{copied.epoch}-{copied.sequence}"
+            await engine._servers.call(
+                "gig", "XTRIM", slot_keys("gig").ledger, "MINID", f"{copied.epoch}-{copied.sequence}"
             )
 
     async def buy(buyer: int) -> None:
