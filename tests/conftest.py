@@ -286,14 +286,18 @@ def deployment(request: pytest.FixtureRequest) -> Callable[[str], str]:
 
 
 @pytest.fixture
+def secret() -> str | None:
+    """Of the engine of the tests; None is one of its own, as in the first start of a server."""
+    return None
+
+
+@pytest.fixture
 async def engine(
-    request: pytest.FixtureRequest, deployment: Callable[[str], str], tmp_path: Path
+    request: pytest.FixtureRequest, deployment: Callable[[str], str], secret: str | None, tmp_path: Path
 ) -> AsyncIterator[Engine]:
     """A started engine with a store of its own, on an empty deployment: in the tests of the engine once on each."""
     address = deployment(getattr(request, "param", "one server"))
-    # With the same secret in every run, each buyer has the same shard in every run.
-    store, secret = f"sqlite:///{tmp_path / 'store.db'}", "the secret of the tests"
-    async with Engine.connect(address, store=store, secret=secret) as engine:
+    async with Engine.connect(address, store=f"sqlite:///{tmp_path / 'store.db'}", secret=secret) as engine:
         yield engine
 
 

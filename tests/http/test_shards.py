@@ -40,6 +40,12 @@ async def boss(client: TestClient[Any, Any]) -> AsyncIterator[Client]:
         yield made
 
 
+@pytest.fixture
+def secret() -> str:
+    """The same in every run: each buyer has the same shard in every run."""
+    return "the secret of the tests"
+
+
 def buyer(number: int) -> dict[str, str]:
     return {"X-Buyer-Fingerprint": f"buyer-{number:06}"}
 
