@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Mapping
+from itertools import zip_longest
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -137,9 +138,9 @@ class Amending:
             # Never a shard before the store knows what it is amended to: Redis could forget it everywhere but there.
             await self._kept(family, family.slots, newest)
             try:
-                for shard in look.shards:
-                    if shard.definition.version < newest.version:
-                        await self._bring(family, shard, newest)
+                behind = [shard for shard in look.shards if shard.definition.version < newest.version]
+                for shard in sorted(behind, key=lambda each: any(_lacking(each, newest).values())):
+                    await self._bring(family, shard, newest)
             except _DoesNotFit as error:
                 older = min((shard.definition for shard in look.shards), key=lambda definition: definition.version)
                 back = _taken_back(older, newest)
@@ -237,7 +238,14 @@ def _taken_back(older: Definition, newest: Definition) -> Definition:
         replace(before.get(item.sku, item), capacity=max(item.capacity, before.get(item.sku, item).capacity))
         for item in newest.items
     )
-    return replace(older, items=items, version=newest.version + 1)
+    back = replace(older, items=items, version=newest.version + 1)
+    if older.excess == newest.excess:
+        return back
+    # Equal parts lie elsewhere in the two: every share as large as in either.
+    shares = [[max(each) for each in zip_longest(older.share(s), newest.share(s), fillvalue=0)] for s in older.slots()]
+    total = [sum(units) for units in zip(*shares, strict=True)]
+    items = tuple(replace(item, capacity=units) for item, units in zip(items, total, strict=True))
+    return replace(back, items=items, excess={str(n): units for n, units in enumerate(shares, start=1)})
 
 
 def _lacking(shard: Shard, wanted: Definition) -> dict[int, int]:

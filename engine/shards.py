@@ -11,6 +11,7 @@ from zlib import crc32
 
 from holdfast.engine.connection import NoReply, NotSent
 from holdfast.engine.errors import HoldfastError, NotReady, UnknownSale
+from holdfast.engine.lookups import LookUps
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition, Transfers, shard_of
 from holdfast.engine.scripts import Refused
@@ -325,10 +326,9 @@ class Shards:
     def __init__(self, slots: Slots, servers: Servers, short: Short) -> None:
         self._slots = slots
         self._servers = servers
-        self._known: dict[str, Family] = {}
+        self._looked_up: LookUps[Family] = LookUps(self._load)
+        self._known = self._looked_up.known
         self._short = short
-        #: In a stampede everybody asks for the same sale, and one look is enough.
-        self._loading = asyncio.Lock()
 
     def known(self, sale: str) -> Family | None:
         """The sale, if this process has met it."""
@@ -343,21 +343,21 @@ class Shards:
         Raises
         ------
         UnknownSale: there is no such sale, or it is in no shards.
-        NotReady: store or Redis does not answer.
+        NotReady: the store does not answer, or Redis where the sale has to be made there first.
         """
-        async with self._loading:
-            family = self._known.get(sale)
-            if family is None:
-                stored = await self._slots.registered(sale)
-                if stored is None or stored.known.shards is None or stored.id != sale:
-                    raise UnknownSale(sale)
-                if stored.definition is None:
-                    await self._slots.create(stored.known)
-                slots = await asyncio.gather(*(self._slots.get(name) for name in stored.known.slots()))
-                family = self._known[sale] = Family(sale, slots, self._slots, self._servers)
-                for slot in slots:
-                    slot.short = self._short
-        return family
+        return await self._looked_up.get(sale)
+
+    async def _load(self, sale: str) -> Family:
+        stored = await self._slots.registered(sale)
+        if stored is None or stored.known.shards is None or stored.id != sale:
+            raise UnknownSale(sale)
+        if stored.definition is None:
+            await self._slots.create(stored.known)
+        # Met when they are first called: who has the others does not wait for a shard that is away.
+        slots = [self._slots.unmet(name, stored.known) for name in stored.known.slots()]
+        for slot in slots:
+            slot.short = self._short
+        return Family(sale, slots, self._slots, self._servers)
 
 
 def _score(first: list[Any]) -> int:

@@ -12,6 +12,7 @@ from holdfast.engine.batcher import Batcher, Waiter
 from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.errors import HoldfastError, NotReady, OutcomeUnknown, SoldOut, UnknownSale
 from holdfast.engine.keys import SlotKeys, slot_keys
+from holdfast.engine.lookups import LookUps
 from holdfast.engine.meters import Meters
 from holdfast.engine.outcomes import Outcome
 from holdfast.engine.records import Definition
@@ -199,15 +200,14 @@ class Slots:
         self._store = store
         self.transitions = transitions
         self.meters = meters
-        self._known: dict[str, Slot] = {}
+        self._looked_up: LookUps[Slot] = LookUps(self._load)
+        self._known = self._looked_up.known
         #: Whether somebody recovers what is behind: then it is worth waiting for.
         self.heals = False
         #: Those of sales that are in no shards. A buyer names a sale, and must not get into a shard by its name.
         self._whole: dict[str, Slot] = {}
         #: By server, why nothing is reserved now in its slots.
         self._no_reserving: Mapping[Server, NotReady] = {}
-        #: Sales that are being looked up: in a stampede everybody asks for the same one, and one look is enough.
-        self._loading: dict[str, asyncio.Task[Slot]] = {}
 
     def known(self, name: str) -> Slot | None:
         """The slot if this process has met it."""
@@ -254,28 +254,20 @@ class Slots:
         UnknownSale: the registry has no such slot. InShards: but a sale of this id.
         NotReady: store or Redis does not answer.
         """
-        joined = True
-        while (slot := self._known.get(name)) is None:
-            task = self._loading.get(name)
-            # One that is done and still here has an end that nobody may wait for again.
-            if task is None or task.done():
-                joined = False
-                task = self._loading[name] = asyncio.create_task(self._load(name))
-                task.add_done_callback(lambda done: self._loaded(name, done))
-            try:
-                return await asyncio.shield(task)
-            except UnknownSale:
-                # A look-up that had begun before we came may have missed a sale that is there now.
-                if not joined:
-                    raise
-        return slot
+        return await self._looked_up.get(name)
 
-    def _loaded(self, name: str, task: asyncio.Task[Slot]) -> None:
-        if self._loading.get(name) is task:
-            del self._loading[name]
-        # Those who asked have gone, and nobody else needs to hear how it went.
-        if not task.cancelled():
-            task.exception()
+    def unmet(self, name: str, definition: Definition) -> Slot:
+        """The slot of this name, of a sale in shards, without asking for it: the first call in it does.
+
+        Parameters
+        ----------
+        definition: as the registry has it.
+        """
+        slot = self._known.get(name)
+        if slot is None:
+            # No server has this generation.
+            slot = self._known[name] = Slot(name, definition, Cursor(0, 0), -1, self)
+        return slot
 
     async def _load(self, name: str) -> Slot:
         generation = self._servers.generation(name)
@@ -293,9 +285,8 @@ class Slots:
                 await self._meet(slot)
 
         await self.run(slot, look, reads=True)
-        slot = self._known.setdefault(name, slot)
         if slot.definition.shards is None:
-            self._whole[name] = slot
+            slot = self._whole[name] = self._known.setdefault(name, slot)
         return slot
 
     def _forget(self, name: str) -> None:

@@ -154,7 +154,12 @@ class Transitions:
             if answer == b"ok":
                 made.append(id)
                 if not waiter.done():
-                    lines = known_lines[order[1:]]
+                    try:
+                        lines = known_lines[order[1:]]
+                    except IndexError:
+                        # Another process has added the item, or this one has heard of it in another shard.
+                        self._show(slot, waiter, Record(id, reserved, order[1:], now, expires_at, buyer), now)
+                        continue
                     times = now, expires_at, None
                     held = (prefix + id, sale, reserved, lines, buyer, *times, None, now, False, None, None)
                     waiter.set_result(new(Ticket, held))

@@ -266,6 +266,21 @@ async def test_one_buyer_may_have_all_units_of_all_shards(redis_server: Any, tmp
         await quiet(engine, "gig")
 
 
+async def test_an_item_that_another_process_added_is_had_in_every_shard(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as one, connect(redis_server, tmp_path) as two:
+        await one.create_sale("gig", name="Gig", items=[ItemSpec("seat", 9)], shards=3)
+        await two.sale("gig")
+        await one.amend_sale("gig", {"items": [{"sku": "box", "capacity": 9}]})
+        (first,) = buyers_of(two, "gig", 1, 1)
+        assert (await two.reserve("gig", buyer=first, lines={"box": 1})).quantity == 1
+        # In this process the first shard has told of the item, and the third has not.
+        for buyer in buyers_of(two, "gig", 3, 2):
+            waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+            assert two.reserve_for(waiter, "gig", buyer, lines={"box": 1})
+            assert [(line.sku, line.quantity) for line in (await waiter).lines] == [("box", 1)]
+        await quiet(two, "gig")
+
+
 async def test_who_wants_more_than_is_left_is_told_when_a_hold_runs_out(redis_server: Any, tmp_path: Path) -> None:
     """What is available or on its way does not do: asking again in a moment would be in vain."""
     async with connect(redis_server, tmp_path) as engine:
@@ -1137,6 +1152,19 @@ async def test_shards_lend_each_other_across_the_nodes_of_a_cluster(cluster: Any
         assert Counter(type(answer) for answer in answers) == {Ticket: 30, AllHeld: 50}
         await quiet(engine, "gig")
         adds_up(await engine.sale("gig"))
+
+
+async def test_a_new_process_sells_though_the_node_of_another_shard_is_away(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(replicas=0, node_timeout_ms=1_000)
+    options: dict[str, Any] = {"store": f"sqlite:///{tmp_path / 'store.db'}", "secret": "one for all of them"}
+    async with Engine.connect(cluster.address(), **options) as old:
+        await old.create_sale("gig", name="Gig", capacity=30, shards=3)
+        (buyer,) = buyers_of(old, "gig", 1, 1)
+    cluster.primary("gig~2").kill()
+    async with Engine.connect(cluster.address(), snapshot_ms=None, **options) as new:
+        # Nobody takes the place of the one that is away, and this one is not waited for.
+        async with asyncio.timeout(new._servers.patience_s / 2):
+            assert (await new.reserve("gig", buyer=buyer, quantity=1)).quantity == 1
 
 
 async def test_a_shard_whose_node_fails_over_is_waited_for(start_cluster: Any, tmp_path: Path) -> None:
