@@ -10,8 +10,8 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Mapping
-from itertools import zip_longest
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Final, TypeVar
 
 from holdfast.engine import checks

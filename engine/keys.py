@@ -59,8 +59,8 @@ def tag(slot: str) -> str:
     """What the keys of a slot have between their braces, by which a cluster places them.
 
     That is the name of the slot. A shard's is followed by a number, so that the shards of a sale lie evenly over the
-    nodes (`spread.py`): the names alone, which differ in a digit, would be put on four places by the cluster's checksum.
-    The number is the first that leads near enough: some 250 tries, a tenth of a millisecond.
+    nodes (`spread.py`): the names alone, which differ in a digit, would be put on four places by the cluster's
+    checksum. The number is the first that leads near enough: some 250 tries, a tenth of a millisecond.
     """
     _, _, shard = slot.partition("~")
     if not shard:

@@ -1,8 +1,8 @@
 """Random histories, side by side: the engine on a real server, and a plain Python model of what it should do.
 
 Time is the slot's own (`test-now`), so that a history of days takes milliseconds and replays exactly. The same machine
-runs on the embedded 6.2, on an installed server, on one in cluster mode, on every deployment, with sales in one slot and
-in shards, and on fakeredis as far as that goes. The model knows nothing of any of this.
+runs on the embedded 6.2, on an installed server, on one in cluster mode, on every deployment, with sales in one slot
+and in shards, and on fakeredis as far as that goes. The model knows nothing of any of this.
 `HOLDFAST_EXAMPLES=1000 pytest tests/engine/test_model.py` looks longer, and elsewhere each time.
 """
 
