@@ -287,6 +287,13 @@ class Recovery:
             tally = await self._filled(slot, keys, token, definition, transfers)
             oversold = _oversold(definition, tally)
         accepted: tuple[str, ...] = ()
+        if oversold and accept_oversold and definition.version < sale.known.version:
+            # The capacity to raise is the one that the sale has by now.
+            definition = sale.known
+            await append.lines([(fenced.now, _sale_line(definition))])
+            await self._fold(slot)
+            tally = await self._filled(slot, keys, token, definition, transfers)
+            oversold = _oversold(definition, tally)
         if oversold and accept_oversold:
             raised = _raised(definition, slot, tally)
             if self.raise_elsewhere is not None and shard_of(slot) > 1:
@@ -351,9 +358,11 @@ class Recovery:
     # -- the store made complete -----------------------------------------------------------------------------------
 
     async def _newest(self, sale: StoredSale, keys: SlotKeys, found: _Found) -> Definition:
-        """The newest definition that either side has: tickets may name items of an amendment that was not copied."""
+        """The newest definition that either side has of this slot: tickets may name items of an amendment that was not
+        copied. A shard to which an amendment of the sale was not brought yet has the one before, and gets it later:
+        units may have to be moved first."""
         text = await self._servers.call(keys.slot, "HGET", keys.sale, "definition")
-        known = sale.known
+        known = sale.known if sale.known.shards is None else await self._store.amended(sale.slot) or sale.known
         if not text:
             return known
         try:

@@ -237,6 +237,10 @@ class Store(Protocol):
         """Entries beyond `after`, in order: later in its epoch, or in a later epoch."""
         ...
 
+    async def amended(self, slot: str) -> Definition | None:
+        """The last definition in the ledger of a slot. A shard may have an older one than the sale, for a moment."""
+        ...
+
     async def position(self, listener: str, slot: str) -> Cursor | None:
         """How far a named listener has come."""
         ...

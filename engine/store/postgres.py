@@ -27,7 +27,16 @@ from holdfast.engine.store import (
     TicketQuery,
     rows,
 )
-from holdfast.engine.store.projection import Begun, Ended, changed, conflicts, definitions, read, transfers
+from holdfast.engine.store.projection import (
+    SALE_LINE_LIKE,
+    Begun,
+    Ended,
+    changed,
+    conflicts,
+    definitions,
+    read,
+    transfers,
+)
 from holdfast.engine.values import Status
 
 log = logging.getLogger("holdfast.store")
@@ -413,6 +422,14 @@ class PostgresStore:
             " ORDER BY sequence LIMIT $4"
         )
         return [Entry(*row) for row in await self._read(query, slot, after.sequence, after.epoch, limit)]
+
+    async def amended(self, slot: str) -> Definition | None:
+        query = (
+            f"SELECT {_ENTRY} FROM ledger WHERE slot = $1 AND (transitions LIKE $2 OR transitions LIKE $3)"
+            " ORDER BY sequence DESC LIMIT 1"
+        )
+        told = definitions(Entry(*row) for row in await self._read(query, slot, *SALE_LINE_LIKE))
+        return told[-1] if told else None
 
     async def position(self, listener: str, slot: str) -> Cursor | None:
         query = "SELECT epoch, sequence FROM positions WHERE listener = $1 AND slot = $2"

@@ -30,6 +30,10 @@ class Ended(NamedTuple):
     reference: str
 
 
+#: What the text of an entry is like, in SQL, that tells a definition: in its first line, or in a later one.
+SALE_LINE_LIKE = (f"{SALE_LINE} %", f"%\n{SALE_LINE} %")
+
+
 def definitions(entries: Iterable[Entry]) -> list[Definition]:
     """The definitions that these entries tell of; what else they say is not looked at."""
     return [

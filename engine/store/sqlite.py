@@ -27,7 +27,7 @@ from holdfast.engine.store import (
     TicketQuery,
     rows,
 )
-from holdfast.engine.store.projection import Ended, changed, conflicts, definitions, read, transfers
+from holdfast.engine.store.projection import SALE_LINE_LIKE, Ended, changed, conflicts, definitions, read, transfers
 from holdfast.engine.values import Status
 
 T = TypeVar("T")
@@ -346,6 +346,15 @@ class SqliteStore:
             return [Entry(*row) for row in db.execute(query, (slot, min(after.sequence, known), limit))]
 
         return await self._read(read)
+
+    async def amended(self, slot: str) -> Definition | None:
+        query = (
+            "SELECT epoch, sequence, at, transitions FROM ledger"
+            " WHERE slot = ? AND (transitions LIKE ? OR transitions LIKE ?) ORDER BY sequence DESC LIMIT 1"
+        )
+        found = await self._read(lambda db: db.execute(query, (slot, *SALE_LINE_LIKE)).fetchall())
+        told = definitions(Entry(*row) for row in found)
+        return told[-1] if told else None
 
     async def position(self, listener: str, slot: str) -> Cursor | None:
         query = "SELECT epoch, sequence FROM positions WHERE listener = ? AND slot = ?"

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from holdfast.engine import (
     Ticket,
     UnknownSale,
     UnknownTicket,
+    checks,
 )
 from holdfast.engine.audit_shards import _disagreements
 from holdfast.engine.keys import slot_keys
@@ -789,6 +791,29 @@ async def test_what_redis_alone_knows_of_a_transfer_is_taken_up_without_its_ledg
         await quiet(engine, "gig")
         (item,) = (await engine.sale("gig")).items
         assert (item.available, item.reserved) == (1, 7)
+
+
+async def test_a_shard_that_is_recovered_while_the_sale_shrinks_fits(redis_server: Any, tmp_path: Path) -> None:
+    """20 units in place of 40, of which 10 are sold in one shard: they fit, once that shard has borrowed."""
+    async with connect(redis_server, tmp_path, snapshot_ms=None) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=40, shards=4)
+        (buyer,) = buyers_of(engine, "gig", 3, 1)
+        ticket = await engine.reserve("gig", buyer=buyer, quantity=10)
+        await engine.confirm(ticket.id, buyer=buyer)
+        await engine.snapshot()
+        family = await engine._shards.get("gig")
+        look = await family.whole()
+        # Whoever amends has come to the first shard when the third is lost.
+        wanted = replace(checks.amended(look.definition, {"capacity": 20}), version=2)
+        assert await engine._amending.begin(family, look, wanted)
+        await engine._servers.call("gig~3", "UNLINK", *(getattr(slot_keys("gig~3"), name) for name in PARTS))
+        report = await engine.recover(["gig~3"])
+        assert report.clean, str(report)
+        assert (await engine.amend_sale("gig", {"max_per_buyer": 20})).items[0].capacity == 20
+        await quiet(engine, "gig")
+        sale = await engine.sale("gig")
+        adds_up(sale)
+        assert (sale.items[0].available, sale.items[0].purchased) == (10, 10)
 
 
 async def test_more_sold_than_there_is_in_one_shard(redis_server: Any, tmp_path: Path) -> None:
