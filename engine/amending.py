@@ -139,7 +139,8 @@ class Amending:
             await self._kept(family, family.slots, newest)
             try:
                 behind = [shard for shard in look.shards if shard.definition.version < newest.version]
-                for shard in sorted(behind, key=lambda each: any(_lacking(each, newest).values())):
+                # Those that gain first: the others need what they bring.
+                for shard in sorted(behind, key=lambda shard: any(_lacking(shard, newest).values())):
                     await self._bring(family, shard, newest)
             except _DoesNotFit as error:
                 older = min((shard.definition for shard in look.shards), key=lambda definition: definition.version)
@@ -241,11 +242,12 @@ def _taken_back(older: Definition, newest: Definition) -> Definition:
     back = replace(older, items=items, version=newest.version + 1)
     if older.excess == newest.excess:
         return back
-    # Equal parts lie elsewhere in the two: every share as large as in either.
-    shares = [[max(each) for each in zip_longest(older.share(s), newest.share(s), fillvalue=0)] for s in older.slots()]
-    total = [sum(units) for units in zip(*shares, strict=True)]
-    items = tuple(replace(item, capacity=units) for item, units in zip(items, total, strict=True))
-    return replace(back, items=items, excess={str(n): units for n, units in enumerate(shares, start=1)})
+    # Equal parts lie elsewhere in the two, so that each share is said: the larger of the two that it had.
+    shares = [map(max, zip_longest(older.share(slot), newest.share(slot), fillvalue=0)) for slot in older.slots()]
+    excess = {str(number): tuple(share) for number, share in enumerate(shares, start=1)}
+    capacities = map(sum, zip(*excess.values(), strict=True))
+    items = tuple(replace(item, capacity=units) for item, units in zip(items, capacities, strict=True))
+    return replace(back, items=items, excess=excess)
 
 
 def _lacking(shard: Shard, wanted: Definition) -> dict[int, int]:

@@ -43,6 +43,9 @@ class Mending:
                 continue
             except HoldfastError as error:
                 log.info("'%s' is looked at again: %s", sale, error)
+            except Exception:
+                # A defect: said in full, and the others are looked at all the same.
+                log.exception("'%s' cannot be mended", sale)
 
     async def _mend(self, family: Family) -> None:
         look = await family.look()

@@ -643,6 +643,54 @@ async def test_an_amendment_races_with_a_stampede(redis_server: Any, tmp_path: P
         assert sale.items[0].reserved == len(kept)
 
 
+async def test_a_restock_that_is_bought_at_once_reaches_every_shard_or_none(redis_server: Any, tmp_path: Path) -> None:
+    """A shard has more than its equal part, since an oversale was accepted, and the restock would make the parts equal:
+    what the first shard gains is bought before another, which would lose, has been amended."""
+    async with connect(redis_server, tmp_path) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=6, shards=3)
+        ones, twos, threes = (buyers_of(engine, "gig", shard, 2) for shard in (1, 2, 3))
+        await engine.reserve("gig", buyer=twos[0], quantity=2)
+        await engine._servers.call("gig~2", "HSET", slot_keys("gig~2").sale, "counts", "2 0 0")
+        await engine.reserve("gig", buyer=twos[1], quantity=2)
+        await engine.recover(["gig"], accept_oversold=True)
+        await quiet(engine, "gig")
+        for buyer in (ones[0], threes[0]):
+            await engine.reserve("gig", buyer=buyer, quantity=2)
+        assert [(item.capacity, item.available) for item in (await engine.sale("gig")).items] == [(8, 0)]
+
+        async def wants() -> None:
+            while not isinstance(await outcome(engine.reserve("gig", buyer=ones[1], quantity=2)), Ticket):
+                await asyncio.sleep(0.001)
+
+        waiting = asyncio.create_task(wants())
+        try:
+            await engine.amend_sale("gig", {"capacity": 10})
+        except CapacityInUse:
+            pass  # it was taken back, with the units that it had brought
+        await waiting
+        await quiet(engine, "gig")
+        sale = await engine.sale("gig")
+        adds_up(sale)
+        assert sale.items[0].reserved == 10
+
+
+async def test_a_sale_that_cannot_be_mended_keeps_no_other_from_it(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path) as engine:
+        for name in ("gig", "zig"):
+            await engine.create_sale(name, name=name, capacity=6, shards=2)
+        mend = engine._mending._mend
+
+        async def fails(family: Any) -> None:
+            if family.name == "gig":
+                raise RuntimeError("a defect")
+            await mend(family)
+
+        engine._mending._mend = fails  # type: ignore[method-assign]
+        family = await engine._shards.get("zig")
+        await engine._borrowing._carrier.lend(family.slots[0], family.slots[1], "1:1")
+        await quiet(engine, "zig")
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_an_amendment_killed_in_the_middle_is_finished_or_taken_back(
     redis_server: Any, tmp_path: Path, seed: int
