@@ -192,11 +192,15 @@ class Amending:
             if outcome is Outcome.SWEEP_FIRST:
                 await self._transitions.sweep(slot)
                 continue
-            now = (await family.whole()).of(slot)
+            look = await family.whole()
+            now = look.of(slot)
             assert now is not None  # the whole sale was read
             lacking = _lacking(now, wanted)
             if lacking:
                 await self._borrowing.gather(family, slot, lacking)
+                if look.unsettled():
+                    # What is lacking may be on its way between two others, or was left there.
+                    await self._borrowing.finish(family, look)
             await asyncio.sleep(random.uniform(0, ROUND_PAUSE_S))
         raise _DoesNotFit
 

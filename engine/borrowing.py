@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from holdfast.engine.batcher import Call, Waiter, tell
-from holdfast.engine.errors import AllHeld, HoldfastError, NotReady, OutcomeUnknown, SoldOut
+from holdfast.engine.errors import AllHeld, HoldfastError, NotReady, OutcomeUnknown, Overloaded, SoldOut
+from holdfast.engine.limits import QUEUE_MAX
 from holdfast.engine.records import pack_lines, shard_of, units_of
 from holdfast.engine.shards import Family, Look
 from holdfast.engine.slots import RESEND_PAUSE_S, Slot, Unmade
@@ -78,7 +79,8 @@ class Borrowing:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: By borrower, the end of its last transfers, which nobody has to wait for but the next ones.
         self._settling: dict[str, asyncio.Task[None]] = {}
-        self._not_before = 0.0
+        #: By sale, when its units may move again.
+        self._not_before: dict[str, float] = {}
 
     def short(self, slot: Slot, others: Sequence[Unmade]) -> list[Unmade]:
         """Takes up those for which there is too little here; the rest is refused for other reasons."""
@@ -88,6 +90,8 @@ class Borrowing:
             id, buyer, order, waiter, answer = unmade
             if not answer.startswith(_SHORT):
                 left.append(unmade)
+            elif len(wanting) >= QUEUE_MAX:
+                tell(waiter, Overloaded())
             elif isinstance(waiter, _Wanting):
                 wanting.append((id, buyer, order, waiter))
             else:
@@ -139,7 +143,7 @@ class Borrowing:
 
     async def _help(self, family: Family, look: Look, slot: Slot, hopeful: Sequence[Call]) -> None:
         """Borrows for these calls, and sends them again."""
-        needed = _needed(look, slot, hopeful)
+        served, others, needed = _needed(look, slot, hopeful)
         for call in hopeful:
             call[-1].rounds += 1
         if due := look.due():
@@ -150,7 +154,9 @@ class Borrowing:
         elif look.unsettled():
             # What there is, is on its way to others, or was left there.
             await self.finish(family, look)
-        slot.reserves.put_first(hopeful)
+        slot.reserves.put_first(served)
+        # For these there was nothing left: one look for all of them finds out whether there is now.
+        self._wanting[slot.name].extend(others)
 
     async def _later(self, family: Family, slot: Slot, calls: Sequence[Call], why: HoldfastError) -> None:
         """Looks again in a moment for these calls; those that have waited long enough hear why not."""
@@ -200,7 +206,7 @@ class Borrowing:
         """
         if settling := self._settling.get(slot.name):
             await asyncio.wait({settling})
-        if slot.time() < self._not_before:
+        if slot.time() < self._not_before.get(family.name, 0.0):
             raise NotReady("units would have to come from another shard, and the store does not answer")
         me = look.of(slot)
         inbound = [
@@ -209,6 +215,8 @@ class Borrowing:
             if borrower == shard_of(slot.name) and (me is None or number > me.transfers.into.get(lender, 0))
         ]
         asked = {} if inbound else _asked(look, slot, needed)
+        if asked:
+            await self._carrier.ready([slot, *asked])
         results = await asyncio.gather(
             *(self._carrier.lend(lender, slot, wanted) for lender, wanted in asked.items()), return_exceptions=True
         )
@@ -223,7 +231,7 @@ class Borrowing:
         try:
             await self._carrier.carry(lenders, slot)
         except NotReady:
-            self._not_before = slot.time() + STORE_AWAY_S
+            self._not_before[family.name] = slot.time() + STORE_AWAY_S
             raise
         settling = asyncio.create_task(self._settle(lenders, slot))
         self._settling[slot.name] = settling
@@ -299,16 +307,22 @@ def _all_held(look: Look, packed: str) -> AllHeld:
     return AllHeld(items[lacking[0]].sku, max(0, look.available(lacking[0])), retry_ms)
 
 
-def _needed(look: Look, slot: Slot, calls: Sequence[Call]) -> dict[int, int]:
-    """Units that this shard lacks for these calls, by item number, as far as the sale has them."""
+def _needed(look: Look, slot: Slot, calls: Sequence[Call]) -> tuple[list[Call], list[Call], dict[int, int]]:
+    """Those of these calls that the sale has enough for, first come, the others, and by item number the units that this
+    shard lacks for the first."""
     wanted: Counter[int] = Counter()
+    served: list[Call] = []
+    others: list[Call] = []
     for call in calls:
         lines = units_of(call[2][1:])
         if all(look.available(item - 1) - wanted[item] >= units for item, units in lines):
             wanted.update(dict(lines))
+            served.append(call)
+        else:
+            others.append(call)
     here = look.of(slot)
     lacking = {item: units - (here.available(item - 1) if here else 0) for item, units in wanted.items()}
-    return {item: units for item, units in lacking.items() if units > 0}
+    return served, others, {item: units for item, units in lacking.items() if units > 0}
 
 
 def _asked(look: Look, slot: Slot, needed: Mapping[int, int]) -> dict[Slot, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Collection, Mapping
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from holdfast.engine.connection import NoReply, NotSent
 from holdfast.engine.errors import NotReady, OutcomeUnknown
@@ -22,6 +22,9 @@ from holdfast.engine.store import Store, StoreError
 
 T = TypeVar("T")
 
+#: Seconds for the store to take a step: more than any commit of a store that is well. Buyers wait meanwhile.
+STORED_S: Final = 5.0
+
 
 class Carrier:
     """Moves units between slots that this process knows."""
@@ -30,6 +33,18 @@ class Carrier:
         self._scripts = scripts
         self._store = store
         self._snapshot = snapshot
+
+    async def ready(self, slots: Collection[Slot]) -> None:
+        """Returns where the store takes what these have done; asked only when it did not the last time.
+
+        What is lent while it is away is in transit for as long as that lasts, and sold by nobody.
+
+        Raises
+        ------
+        NotReady: it is still away.
+        """
+        if self._snapshot.away is not None:
+            await self._stored(slots)
 
     async def lend(self, lender: Slot, borrower: Slot, wanted: str) -> str:
         """Has a shard lend; the lines that are in transit then, empty where it has nothing to give.
@@ -86,10 +101,13 @@ class Carrier:
     async def _stored(self, slots: Collection[Slot]) -> Mapping[str, Transfers]:
         """What the store has of what these have lent and borrowed, once all that they have done by now is copied."""
         try:
-            await self._snapshot.reach({slot.name for slot in slots})
-            found = await asyncio.gather(*(self._store.sale(slot.name) for slot in slots))
+            async with asyncio.timeout(STORED_S):
+                await self._snapshot.reach({slot.name for slot in slots})
+                found = await asyncio.gather(*(self._store.sale(slot.name) for slot in slots))
+        except TimeoutError:
+            raise NotReady(f"the store has not taken within {STORED_S:g} s what moves between shards") from None
         except (StoreError, NotSent, NoReply) as error:
-            raise NotReady(f"units are on their way to another shard, and {error}") from error
+            raise NotReady(f"what moves between shards waits for the store: {error}") from error
         return {sale.slot: Transfers.parse(sale.transfers) for sale in found if sale is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import shutil
@@ -26,6 +27,7 @@ from holdfast.engine import (
     LimitReached,
     NotReady,
     Order,
+    Overloaded,
     Payment,
     SaleExists,
     SoldOut,
@@ -33,7 +35,9 @@ from holdfast.engine import (
     Ticket,
     UnknownSale,
     UnknownTicket,
+    borrowing,
     checks,
+    transfers,
 )
 from holdfast.engine.audit_shards import _disagreements
 from holdfast.engine.keys import slot_keys
@@ -377,6 +381,99 @@ async def test_two_shards_that_want_each_others_last_unit_come_to_an_end(redis_s
         await quiet(engine, "gig")
 
 
+async def test_those_for_whom_nothing_is_left_are_not_asked_for_again_and_again(
+    redis_server: Any, tmp_path: Path
+) -> None:
+    """Somebody gives a unit back every now and then, and hundreds wait for one: each such unit is asked for once."""
+    async with connect(redis_server, tmp_path) as engine, connect(redis_server, tmp_path) as other:
+        await engine.create_sale("gig", name="Gig", capacity=40, shards=2)
+        await other.sale("gig")
+        holders = buyers_of(other, "gig", 2, 40, "h")
+        held = [await other.reserve("gig", buyer=buyer, quantity=1) for buyer in holders]
+        asked = []
+        reserve = engine._transitions.reserve
+
+        async def counted(slot: Any, batch: Any) -> None:
+            asked.extend(batch)
+            await reserve(slot, batch)
+
+        engine._transitions.reserve = counted  # type: ignore[method-assign]
+
+        async def give_back() -> None:
+            for buyer, ticket in zip(holders, held, strict=True):
+                await other.cancel(ticket.id, buyer=buyer)
+                await asyncio.sleep(0.002)
+
+        crowd = buyers_of(engine, "gig", 1, 1_000, "w")
+        answers, _ = await asyncio.gather(
+            asyncio.gather(*(outcome(engine.reserve("gig", buyer=buyer, quantity=1)) for buyer in crowd)), give_back()
+        )
+        assert {type(answer) for answer in answers} <= {Ticket, AllHeld}
+        # Once for each, and again for whom there was something.
+        assert len(asked) < 1_500
+        await quiet(engine, "gig")
+
+
+async def test_who_waits_for_units_is_bounded_in_number_and_time(
+    redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(borrowing, "QUEUE_MAX", 20)
+    monkeypatch.setattr(transfers, "STORED_S", 0.5)
+    async with connect(redis_server, tmp_path, snapshot_ms=None) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=20, shards=2)
+        first, *crowd = buyers_of(engine, "gig", 1, 101)
+        await engine.reserve("gig", buyer=first, quantity=10)
+        append, hang = engine._store.append, asyncio.Event()
+
+        async def hangs(copied: Any) -> None:
+            await hang.wait()
+            await append(copied)
+
+        monkeypatch.setattr(engine._store, "append", hangs)
+        answers = [asyncio.create_task(outcome(engine.reserve("gig", buyer=crowd[0], quantity=1)))]
+        async with asyncio.timeout(10):
+            while not (await engine.sale("gig")).items[0].in_transit:
+                await asyncio.sleep(0.01)
+            answers += [
+                asyncio.create_task(outcome(engine.reserve("gig", buyer=buyer, quantity=1))) for buyer in crowd[1:]
+            ]
+            told = Counter(type(answer) for answer in await asyncio.gather(*answers))
+        assert set(told) == {NotReady, Overloaded}
+        assert told[NotReady] <= 21
+        hang.set()
+        monkeypatch.setattr(engine._store, "append", append)
+        await engine.snapshot()
+        await engine._mending.run()
+        await engine._mending.run()
+        await quiet(engine, "gig")
+
+
+async def test_while_the_store_is_away_a_shard_keeps_its_units(
+    redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(borrowing, "STORE_AWAY_S", 0.01)
+    async with connect(redis_server, tmp_path, snapshot_ms=50) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=160, shards=4)
+        append = engine._store.append
+
+        async def silent(copied: Any) -> None:
+            raise StoreError("the store does not answer")
+
+        monkeypatch.setattr(engine._store, "append", silent)
+        greedy, others = buyers_of(engine, "gig", 1, 1), buyers_of(engine, "gig", 4, 40, "q")
+        await engine.reserve("gig", buyer=greedy[0], quantity=40)
+        async with asyncio.timeout(10):
+            while engine._snapshot.away is None:
+                await asyncio.sleep(0.01)
+        for buyer in buyers_of(engine, "gig", 1, 20, "z"):
+            assert isinstance(await outcome(engine.reserve("gig", buyer=buyer, quantity=1)), NotReady)
+            await asyncio.sleep(0.02)
+        assert (await engine.sale("gig")).items[0].in_transit == 0
+        for buyer in others:
+            await engine.reserve("gig", buyer=buyer, quantity=1)
+        monkeypatch.setattr(engine._store, "append", append)
+
+
 async def test_a_restock_is_heard_of_within_a_tenth_of_a_second(redis_server: Any, tmp_path: Path) -> None:
     async with connect(redis_server, tmp_path) as one, connect(redis_server, tmp_path) as two:
         await one.create_sale("gig", name="Gig", capacity=3, shards=3)
@@ -604,6 +701,23 @@ async def test_a_capacity_shrinks_to_what_is_in_use_wherever_that_lies(redis_ser
         await quiet(engine, "gig")
 
 
+async def test_a_capacity_fits_beside_a_transfer_that_was_left(redis_server: Any, tmp_path: Path) -> None:
+    async with connect(redis_server, tmp_path, snapshot_ms=None) as engine:
+        await engine.create_sale("gig", name="Gig", capacity=9, shards=3)
+        (buyer,) = buyers_of(engine, "gig", 1, 1)
+        family = await engine._shards.get("gig")
+        one, two, three = family.slots
+        carrier = engine._borrowing._carrier
+        await carrier.lend(three, one, "1:3")
+        await carrier.carry([three], one)
+        await carrier.settle([three], one)
+        await engine.reserve("gig", buyer=buyer, quantity=6)
+        # What the first shard will lack is on its way between two others, and nobody goes on with that.
+        await carrier.lend(two, three, "1:3")
+        (item,) = (await engine.amend_sale("gig", {"capacity": 6})).items
+        assert (item.capacity, item.available, item.reserved, item.in_transit) == (6, 0, 6, 0)
+
+
 async def test_an_amendment_races_with_a_stampede(redis_server: Any, tmp_path: Path) -> None:
     """Up and down while it sells: it holds everywhere or nowhere, and everything adds up at every look."""
     chance = random.Random(5)
@@ -658,16 +772,17 @@ async def test_a_restock_that_is_bought_at_once_reaches_every_shard_or_none(redi
             await engine.reserve("gig", buyer=buyer, quantity=2)
         assert [(item.capacity, item.available) for item in (await engine.sale("gig")).items] == [(8, 0)]
 
-        async def wants() -> None:
-            while not isinstance(await outcome(engine.reserve("gig", buyer=ones[1], quantity=2)), Ticket):
-                await asyncio.sleep(0.001)
+        bring, bought = engine._amending._bring, []
 
-        waiting = asyncio.create_task(wants())
-        try:
+        async def brings(family: Any, shard: Any, wanted: Any) -> bool:
+            brought = await bring(family, shard, wanted)
+            if not bought:
+                bought.append(await engine.reserve("gig", buyer=ones[1], quantity=2))
+            return brought
+
+        engine._amending._bring = brings  # type: ignore[method-assign]
+        with contextlib.suppress(CapacityInUse):  # then it was taken back, with the units that it had brought
             await engine.amend_sale("gig", {"capacity": 10})
-        except CapacityInUse:
-            pass  # it was taken back, with the units that it had brought
-        await waiting
         await quiet(engine, "gig")
         sale = await engine.sale("gig")
         adds_up(sale)
