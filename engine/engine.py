@@ -223,6 +223,7 @@ class Engine:
             self._transitions = Transitions(self._scripts, self._store, self._leases, self.meters)
             self._slots = Slots(self._servers, self._scripts, self._store, self._transitions, self.meters)
             self._snapshot = Snapshot(self._servers, self._store, self._slots, self.meters)
+            self._slots.copy = self._snapshot.take_up
             carrier = Carrier(self._scripts, self._store, self._snapshot)
             self._borrowing = Borrowing(carrier, self._transitions)
             self._shards = Shards(self._slots, self._servers, self._borrowing.short)

@@ -138,7 +138,8 @@ class Health:
         while sales := await self._stored(self._store.slots(after, SALES_STEP), RECOVERY_ANSWER_S):
             heads = await self._heads([sale.slot for sale in sales], RECOVERY_ANSWER_S)
             for sale, head in zip(sales, heads, strict=True):
-                if isinstance(head, list) and why_unready(sale, head):
+                # One with a gap stands beyond the store by its numbers, and lacks what the store has.
+                if isinstance(head, list) and (why_unready(sale, head) or sale.slot in self._snapshot.gaps):
                     fence = head[0].decode(errors="replace") if head[0] else None
                     if fence is None or not fence.startswith(OVERSOLD):
                         lost[sale.slot] = fence

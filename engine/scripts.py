@@ -274,10 +274,11 @@ class Scripts:
         """`fields`: epoch, sequence, definition, origin, version, rules, counts, dropped, transfers."""
         await self._run_slot(keys.slot, "unfence", (keys.sale, keys.ledger), token, *fields)
 
-    async def renew(self, keys: SlotKeys, floor: str, reign: str) -> None:
-        """Marks the slot with the history of the server that has it."""
+    async def renew(self, keys: SlotKeys, floor: str, reign: str) -> int:
+        """Marks the slot with the history of the server that has it; the epoch in which it is then."""
         reply = await self._run_slot(keys.slot, "renew", (keys.sale, keys.ledger), floor, reign)
         self._heard(keys, reply[1], reply[2])
+        return int(reply[1])
 
     async def wait(self, keys: SlotKeys, command: Sequence[Any]) -> Any:
         """What WAIT or WAITAOF answers, on a connection that has written something just before.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -41,6 +40,9 @@ _PASSING = (Outcome.BEHIND, Outcome.FENCED)
 
 #: Seconds between two tries.
 RESEND_PAUSE_S = 0.05
+
+#: The generation of no server.
+NEVER_MET = -1
 
 
 class InShards(UnknownSale):
@@ -204,6 +206,8 @@ class Slots:
         self._known = self._looked_up.known
         #: Whether somebody recovers what is behind: then it is worth waiting for.
         self.heals = False
+        #: Has the store copy what is new in a slot, beyond this; how far it is copied then (`Snapshot.take_up`).
+        self.copy: Callable[[str, Cursor], Awaitable[Cursor]]
         #: Those of sales that are in no shards. A buyer names a sale, and must not get into a shard by its name.
         self._whole: dict[str, Slot] = {}
         #: By server, why nothing is reserved now in its slots.
@@ -265,8 +269,7 @@ class Slots:
         """
         slot = self._known.get(name)
         if slot is None:
-            # No server has this generation.
-            slot = self._known[name] = Slot(name, definition, Cursor(0, 0), -1, self)
+            slot = self._known[name] = Slot(name, definition, Cursor(0, 0), NEVER_MET, self)
         return slot
 
     async def _load(self, name: str) -> Slot:
@@ -281,8 +284,10 @@ class Slots:
             await self.create(stored.known)
 
         async def look(floor: str, again: bool) -> None:
-            with contextlib.suppress(Refused):  # whoever wants something of it hears why
+            try:
                 await self._meet(slot)
+            except Refused:
+                slot.generation = NEVER_MET  # whoever wants something of it looks again, and hears why
 
         await self.run(slot, look, reads=True)
         if slot.definition.shards is None:
@@ -304,7 +309,28 @@ class Slots:
         if fresh:
             slot.learn(fresh)
         if self._servers.follows:
-            await self._scripts.renew(slot.keys, slot.floor.floor, self._servers.of(slot.name).reign)
+            epoch = await self._scripts.renew(slot.keys, slot.floor.floor, self._servers.of(slot.name).reign)
+            # A sale begins in the first; a later one was raised by a failover.
+            if epoch > max(slot.floor.epoch, 1):
+                await self._take_up(slot, epoch)
+
+    async def _take_up(self, slot: Slot, epoch: int) -> None:
+        """Has the store take up the epoch that a failover has raised, before anything is done in it.
+
+        From then on whatever was read of the old primary, and is on its way into the store just now, finds the cursor
+        moved. If it was faster, the new primary lacks what the store has.
+
+        Raises
+        ------
+        Refused: it does, or somebody recovers the slot. NotSent. NotReady: the store does not answer.
+        """
+        try:
+            reached = await self.copy(slot.name, slot.floor)
+        except StoreError as error:
+            raise NotReady(str(error)) from error
+        if reached.epoch < epoch:
+            raise Refused(Outcome.BEHIND)
+        slot.floor = reached
 
     async def registered(self, name: str) -> StoredSale | None:
         """The sale in the store's registry.
@@ -378,7 +404,12 @@ class Slots:
             try:
                 if slot.generation != self._servers.generation(slot.name):
                     await self.refresh(slot)
-                return await send(slot.floor.floor, sent)
+                generation = slot.generation
+                reply = await send(slot.floor.floor, sent)
+                if generation != self._servers.generation(slot.name):
+                    # One that was cut off may have answered, and the one that has the slot now knows nothing of it.
+                    raise NoReply("another server has the slot than the one that answered")
+                return reply
             except Refused as refused:
                 if self.heals and patient and refused.outcome in _PASSING and loop.time() < give_up:
                     await asyncio.sleep(RESEND_PAUSE_S)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from redis.exceptions import RedisError, ResponseError
@@ -77,6 +77,11 @@ class Snapshot:
         #: Per slot, the epoch in which the store was seen last: one more after each recovery, also of other processes.
         self._epochs: dict[str, int] = {}
         self.away: str | None = None
+        #: Slots whose ledger in Redis does not continue where the store stands: the store has what Redis has lost.
+        self.gaps: set[str] = set()
+        #: By slot, where the store was seen, for the next `take_up`; and the task that does it.
+        self._wanted: dict[str, Cursor] = {}
+        self._taking_up: asyncio.Task[tuple[Mapping[str, Cursor], Sequence[NotSent | NoReply]]] | None = None
         #: Transitions in the next step of folding.
         self._step = FOLD_STEP_MIN
         #: When folding had its last turn, and the transitions that the store had then.
@@ -124,6 +129,33 @@ class Snapshot:
             if away and not partly:
                 raise away[0]
             return cursors
+
+    async def take_up(self, name: str, after: Cursor) -> Cursor:
+        """Copies what is new in this slot beyond where the store was seen, together with all others that are asked for
+        at the same time: after a failover these are many. How far it is copied then.
+
+        Raises
+        ------
+        StoreError, NotSent, NoReply: as of `run`.
+        """
+        self._wanted[name] = after
+        if self._taking_up is None:
+            self._taking_up = asyncio.create_task(self._take_up())
+            # Those who asked may have gone.
+            self._taking_up.add_done_callback(lambda task: task.cancelled() or task.exception())
+        cursors, away = await asyncio.shield(self._taking_up)
+        if cursors[name] == after and away:
+            raise away[0]
+        return cursors[name]
+
+    async def _take_up(self) -> tuple[Mapping[str, Cursor], Sequence[NotSent | NoReply]]:
+        async with self._one_at_a_time:
+            # Who comes from here on goes with the next.
+            cursors, self._wanted, self._taking_up = self._wanted, {}, None
+            away: list[NotSent | NoReply] = []
+            async with self._noticing():
+                await self._bring(list(cursors), cursors, away)
+            return cursors, away
 
     async def _bring(self, names: list[str], cursors: dict[str, Cursor], away: list[NotSent | NoReply]) -> int:
         """Copies what is new in these slots, and moves their `cursors` along; how many transitions that were.
@@ -260,6 +292,7 @@ class Snapshot:
                     cursors[name] = there
                     continue  # somebody copied or recovered it meanwhile: the next turn goes on from there
                 del behind[name]
+                self.gaps.add(name)
                 self._alarm(f"{name}: the ledger in Redis does not continue at {where}; run `holdfast recover`")
                 continue
             except (ResponseError, LookupError, ValueError):
@@ -305,6 +338,7 @@ class Snapshot:
     def forget(self, slot: str) -> None:
         """Recovery has looked into this slot: its alarms are answered."""
         self.alarms = [alarm for alarm in self.alarms if not alarm.startswith((f"{slot}.", f"{slot}:"))]
+        self.gaps.discard(slot)
 
     def _alarm(self, text: str) -> None:
         if text not in self.alarms:

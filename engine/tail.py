@@ -68,15 +68,17 @@ class Tail:
         NotReady: Redis or the store does not answer; the place is kept.
         """
         told: list[SaleTransition] = []
+        away: NotReady | None = None
         for at, reader in enumerate(self._readers):
             before = "".join(f"{other.position}," for other in self._readers[:at])
             behind = "".join(f",{other.position}" for other in self._readers[at + 1 :])
             try:
                 told += await reader.read((before, behind))
-            except NotReady:
-                # What the others have told is behind their positions, and must not be lost.
-                if not told:
-                    raise
+            except NotReady as error:
+                # The others go on; what they have told is behind their positions, and must not be lost.
+                away = error
+        if away is not None and not told:
+            raise away
         return told
 
 

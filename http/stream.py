@@ -264,9 +264,12 @@ class Channel:
     async def _round(self) -> None:
         before = self.sale
         assert before is not None
+        upto: Place | None = None
         try:
             now = await self._look()
+            upto = _place(now.place)
         except NotReady:
+            # Of a sale in shards one may be away, and the others sell: nobody can say how far they have come.
             now = self.sale = replace(before, ready=False)
             await asyncio.sleep(AWAY_SECONDS)
         if now != before:
@@ -275,7 +278,7 @@ class Channel:
             await self._tell([reader for reader in self._readers if reader.after is not None], plain)
         # The ledger may lie in a store that does not answer now: it is read in the next round.
         with suppress(NotReady):
-            await self._tell_operators(_place(now.place))
+            await self._tell_operators(upto)
         if self._loop.time() - self._told_at > HEARTBEAT_SECONDS:
             await self._tell(list(self._readers), _HEARTBEAT)
 
@@ -285,14 +288,15 @@ class Channel:
             self.sale = now
         return now
 
-    async def _tell_operators(self, upto: Place) -> None:
+    async def _tell_operators(self, upto: Place | None) -> None:
+        """Tells what has come up to this place; all there is when it is None."""
         operators = [reader for reader in self._readers if reader.after is not None]
         tail = self._tail
         if not operators:
             self._tail = None
         if not operators or tail is None:
             return
-        while not _reaches(self._told, upto) and (transitions := await tail.read()):
+        while (upto is None or not _reaches(self._told, upto)) and (transitions := await tail.read()):
             events = [_told(transition) for transition in transitions]
             began, self._told = self._told, _place(tail.place)
             # Whoever joins from now on has read as far on its own, or waits.

@@ -40,9 +40,12 @@ from holdfast.engine import (
     transfers,
 )
 from holdfast.engine.audit_shards import _disagreements
+from holdfast.engine.feed import read_redis
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.records import Definition, ItemDefinition, Transfers
-from holdfast.engine.store import StoreError
+from holdfast.engine.snapshot import Snapshot
+from holdfast.engine.store import Copied, StoreError
+from holdfast.engine.transfers import Carrier
 
 PARTS = ("sale", "tickets", "buyers", "deadlines", "ledger")
 
@@ -631,6 +634,82 @@ async def test_no_step_is_taken_that_relies_on_what_a_shard_may_forget(
         await quiet(engine, "gig")
         (item,) = (await engine.sale("gig")).items
         assert (item.available, item.in_transit) == (8, 0)
+
+
+async def test_a_copy_under_way_while_a_failover_is_taken_up_doubles_no_unit(
+    redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lending is read from the old primary and reaches the store only once a new one, that has lost it, sells."""
+    async with connect(redis_server, tmp_path, snapshot_ms=None, sweep=False, listen=False) as engine:
+        monkeypatch.setattr(engine._servers, "follows", True)
+        await engine.create_sale("gig", name="Gig", capacity=8, shards=2)
+        family = await engine._shards.get("gig")
+        await engine.snapshot()
+        one, two = family.slots
+        # What the replica has: the same, of another history than the one that it writes once it is a primary.
+        await engine._servers.call("gig~1", "HSET", slot_keys("gig~1").sale, "reign", "0" * 40)
+        kept = await keep(engine, "gig~1")
+        carrier = engine._borrowing._carrier
+        await carrier.lend(one, two, "1:3")
+        append, read, go_on = engine._store.append, asyncio.Event(), asyncio.Event()
+
+        async def slow(copied: Any) -> None:
+            if not read.is_set():
+                read.set()
+                await go_on.wait()
+            await append(copied)
+
+        monkeypatch.setattr(engine._store, "append", slow)
+        # Of another process, which has not heard of the failover.
+        other = Snapshot(engine._servers, engine._store, engine._slots)
+        carrying = asyncio.create_task(outcome(Carrier(engine._scripts, engine._store, other).carry([one], two)))
+        await read.wait()
+        await put_back(engine, "gig~1", kept)
+        (first,), (second,) = buyers_of(engine, "gig", 1, 1), buyers_of(engine, "gig", 2, 1)
+        held = await engine.reserve("gig", buyer=first, quantity=4)
+        go_on.set()
+        await carrying
+        assert isinstance(await outcome(engine.reserve("gig", buyer=second, quantity=7)), AllHeld)
+        assert (await engine.reserve("gig", buyer=second, quantity=4)).quantity == held.quantity == 4
+        await engine.snapshot()
+        assert engine._snapshot.alarms == []
+        await quiet(engine, "gig")
+
+
+async def test_a_new_primary_that_lacks_what_was_just_copied_is_recovered_first(
+    redis_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other way round: the copy comes into the store before the new epoch does, and after the floor was read."""
+    async with connect(redis_server, tmp_path, snapshot_ms=None, sweep=False, listen=False) as engine:
+        monkeypatch.setattr(engine._servers, "follows", True)
+        await engine.create_sale("gig", name="Gig", capacity=5)
+        await engine.snapshot()
+        await engine._servers.call("gig", "HSET", slot_keys("gig").sale, "reign", "0" * 40)
+        kept = await keep(engine, "gig")
+        ticket = await engine.reserve("gig", buyer="ann", quantity=3)
+        await engine.confirm(ticket.id, buyer="ann")
+        copied = await engine._store.cursors()
+        entries = await read_redis(engine._servers, slot_keys("gig"), copied["gig"].cursor, copied=True)
+        await put_back(engine, "gig", kept)
+        renew = engine._scripts.renew
+
+        async def late(*args: Any) -> Any:
+            renewed = await renew(*args)
+            if entries:
+                await engine._store.append([Copied("gig", copied["gig"].cursor, entries[:])])
+                entries.clear()
+            return renewed
+
+        monkeypatch.setattr(engine._scripts, "renew", late)
+        with pytest.raises(NotReady):
+            await engine.reserve("gig", buyer="bob", quantity=3)
+        assert not (await engine.readiness()).ready
+        assert await engine._health.lost() == {"gig": None}
+        report = await engine.recover(["gig"])
+        assert report.clean, str(report)
+        assert (await engine.ticket(ticket.id)).status is Status.PURCHASED
+        assert isinstance(await outcome(engine.reserve("gig", buyer="bob", quantity=3)), SoldOut)
+        assert (await engine.readiness()).ready
 
 
 @pytest.mark.parametrize("step", ["lent", "received", "settled"])

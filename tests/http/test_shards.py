@@ -10,14 +10,15 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient
 
-from holdfast.engine import Engine, InvalidRequest, Order
+from holdfast.engine import Engine, InvalidRequest, NotReady, Order
+from holdfast.engine.keys import slot_keys
 from holdfast.http import cli
 from holdfast.http.client import Client
 
@@ -246,6 +247,20 @@ async def test_a_place_has_as_many_positions_as_the_sale_has_shards(
     for place in ("1-1,", ",", "1-1,,1-1", "1-1, 1-1,1-1", ",".join(["1-1"] * 999)):
         answer = await client.get("/sales/hot/stream", headers={"Last-Event-ID": place})
         await refused(answer, 422, "invalid_request")
+
+
+async def test_an_operator_hears_of_the_other_shards_while_one_cannot_be_read(
+    client: TestClient[Any, Any], engine: Engine, hot: str, operator: dict[str, str]
+) -> None:
+    async with listening(client, "hot", **operator) as listener:
+        await listener.next()
+        await engine._servers.call("hot~2", "HSET", slot_keys("hot~2").sale, "fence", "being rebuilt")
+        made: set[str] = set()
+        for n in range(40):
+            with suppress(NotReady):
+                made.add((await engine.reserve("hot", buyer=f"buyer-{n:06}", quantity=1)).id)
+        assert {id.partition(".")[0] for id in made} == {"hot~1", "hot~3"}
+        await until_told(listener, made)
 
 
 async def test_one_look_is_for_all_readers_of_all_shards(
