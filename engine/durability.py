@@ -149,6 +149,28 @@ class Assurance:
         except (NotSent, NoReply) as error:
             raise NotReady(str(error)) from error
 
+    async def require_somewhere(self, level: Durability) -> None:
+        """Returns when payments can be had at this level at one server at least. Of the others it is logged why not:
+        their sales refuse such payments until they can, and those of the first go on.
+
+        Raises
+        ------
+        DurabilityUnavailable: at none. NotSent, NoReply: no server answers. NotReady: the store does not.
+        """
+        if level in (Durability.MEMORY, Durability.STORED):
+            return await self.require(level)
+        servers = self._servers.all()
+        told = await asyncio.gather(
+            *(self._require_of(server, level, False) for server in servers), return_exceptions=True
+        )
+        why_not = [(server, error) for server, error in zip(servers, told, strict=True) if error is not None]
+        errors = sorted((error for _, error in why_not), key=lambda error: not isinstance(error, DurabilityUnavailable))
+        for error in errors:
+            if len(errors) == len(servers) or not isinstance(error, (DurabilityUnavailable, NotSent, NoReply)):
+                raise error
+        for server, error in why_not:
+            log.error("payments at '%s' cannot be had now of the sales at %s: %s", level, server.place, error)
+
     async def _require_of(self, server: Server, level: Durability, anew: bool) -> None:
         """As `require` of one server; raises NotSent and NoReply where it does not answer."""
         if not anew and self._known(level, server):

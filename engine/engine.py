@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import logging
@@ -243,7 +244,7 @@ class Engine:
             self._recovery.raise_elsewhere = self._raise_elsewhere
             self._audit = Audit(self._servers, self._scripts, self._store)
             self._listeners = Listeners(self._servers, self._heard)
-            await self._assurance.require(self._durability)
+            await self._reached(lambda: self._assurance.require_somewhere(self._durability))
             if self._recover_at_start:
                 await self._recover_lost()
             self._begin()
@@ -444,7 +445,8 @@ class Engine:
             id, name, capacity, items, hold_ms, max_per_buyer, opens_at, closes_at, durability, shards
         )
         if draft.durability is not None:
-            await self._assurance.require(draft.durability)
+            for slot in draft.slots():
+                await self._assurance.require(draft.durability, slot)
         origin = hashlib.blake2b(draft.json().encode(), digest_size=16).hexdigest()
         definition = Definition.from_json(json.dumps(json.loads(draft.json()) | {"origin": origin}))
         stored = await self._stored(self._store.begin_sale(definition))
@@ -1115,11 +1117,15 @@ class Engine:
         UnknownSale.
         NotReady: a side does not answer, or another recovery took over; run it again.
         """
-        await self._servers.meet()
         if sales is None:
+            await self._servers.meet()
             names = list(await self._stored(self._redis(self._health.unready())))
         else:
             names = await self._slots_of(sales)
+            # One that hangs holds nobody up who is elsewhere.
+            with contextlib.suppress(NotSent):
+                for server in {self._servers.of(name) for name in names}:
+                    await server.meet()
         reports = []
         for name in names:
             stored = await self._stored(self._store.sale(name))
@@ -1178,7 +1184,22 @@ class Engine:
         return await self._amending.raised(await self._shards.get(wanted.id), wanted)
 
     async def _recover_lost(self) -> None:
-        await self.recover()
+        """At the start. Of several servers one may be away: what it has is recovered when its place has been taken."""
+        if not self._servers.follows:
+            await self.recover()
+            return
+        names: list[str] = []
+
+        async def look() -> None:
+            await self._servers.meet()
+            names.extend(await self._stored(self._health.unready(partly=True)))
+
+        await self._reached(look)
+        for name in names:
+            try:
+                await self.recover([name])
+            except NotReady as error:
+                log.error("'%s' is not recovered yet: %s", name, error)
 
     def expirations(
         self, *, sale: str | None = None, name: str | None = None, from_start: bool = False

@@ -112,15 +112,19 @@ class Health:
         reasons += self._contradictions()
         return Readiness(not reasons, tuple(reasons), tuple(alarms))
 
-    async def unready(self) -> dict[str, str]:
+    async def unready(self, *, partly: bool = False) -> dict[str, str]:
         """The sales that cannot be sold as they are, each with the reason.
+
+        Parameters
+        ----------
+        partly: those of servers that do not answer now are left out, as long as one does.
 
         Raises
         ------
         StoreError, NotSent, NoReply: a side does not answer.
         """
         unready = (await self._walk(0, RECOVERY_ANSWER_S))[0]
-        if self._silent:
+        if self._silent and not partly:
             raise self._silent[0]
         return unready
 

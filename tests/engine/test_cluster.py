@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import shoppers
 
-from holdfast.engine import ConfigurationError, Durability, Engine, NotReady, Status, addresses
+from holdfast.engine import (
+    ConfigurationError,
+    Durability,
+    DurabilityUnavailable,
+    Engine,
+    NotReady,
+    Status,
+    addresses,
+)
 from holdfast.engine.cluster import SLOTS, Cluster
 
 SALES = [f"gig-{number}" for number in range(12)]
@@ -163,6 +171,26 @@ async def test_a_primary_dies_and_its_replica_sells_on(start_cluster: Any, tmp_p
             await asyncio.to_thread(cluster.wait_ok)
             await busy.more(away)
         await shoppers.kept(engine, busy, "replica", "stored")
+
+
+@pytest.mark.parametrize("away", ["a primary", "a replica"])
+@pytest.mark.timeout(120)
+async def test_a_start_waits_for_no_node_whatever_it_is_to_do(start_cluster: Any, tmp_path: Path, away: str) -> None:
+    cluster = start_cluster(node_timeout_ms=60_000)
+    first = cluster.primaries[0]
+    mine = [name for name in SALES if cluster.primary(name) is first]
+    healthy = [name for name in SALES if cluster.primary(name) is not first]
+    async with connect(cluster, tmp_path, durability=Durability.REPLICA) as engine:
+        await open_sales(engine, [mine[0], healthy[0]])
+    (first if away == "a primary" else cluster.replicas(first)[0]).kill()
+    async with connect(cluster, tmp_path, durability=Durability.REPLICA, recover=True) as engine:
+        # What the healthy nodes can give is there, and what the other cannot is refused.
+        await engine.create_sale(healthy[1], name="New", capacity=5, durability=Durability.REPLICA)
+        for name in healthy[:2]:
+            held = await engine.reserve(name, buyer="ann", quantity=1)
+            assert (await engine.confirm(held.id, buyer="ann")).durability is Durability.REPLICA
+        with pytest.raises((NotReady, DurabilityUnavailable)):
+            await engine.create_sale(mine[1], name="New", capacity=5, durability=Durability.REPLICA)
 
 
 @pytest.mark.timeout(120)

@@ -146,3 +146,22 @@ async def test_a_script_call_repeated_whole_changes_nothing(forgetful: Engine) -
     assert [raw.replace(b"replayed", b"ok") for raw in again.answers] == gone.answers
     (item,) = (await forgetful.sale("gig")).items
     assert (item.available, item.reserved, item.purchased) == (60, 0, 40)
+
+
+async def test_an_answer_of_a_server_that_was_replaced_meanwhile_is_asked_for_again(
+    forgetful: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its replica may have taken over without what it has just done."""
+    ticket = await make(forgetful, "reserved")
+    confirm, asked = forgetful._scripts.confirm, []
+
+    async def replaced(*args: Any) -> Batch:
+        answered = await confirm(*args)
+        asked.append(answered)
+        if len(asked) == 1:
+            forgetful._servers.one.generation += 1
+        return answered
+
+    monkeypatch.setattr(forgetful._scripts, "confirm", replaced)
+    paid = await forgetful.confirm(ticket.id, buyer="ann", key="p")
+    assert (paid.status, len(asked)) == (Status.PURCHASED, 2)
