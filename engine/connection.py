@@ -147,7 +147,7 @@ class Server:
     place: where it is, for messages; None is what the address tells.
     generations: numbers that were not used before; shared by the nodes of a deployment, so that each is one node's.
     locate: tells where to connect to, for one that moves; raises NotSent where nobody knows.
-    primary: whatever is not a primary is not used; what it tells of replication is remembered.
+    primary: whatever is not a primary is not used.
 
     Raises
     ------
@@ -161,7 +161,7 @@ class Server:
         more.
     riding: bytes that wait for the next exchange.
     version: of the server that was met last. is_valkey: whether that is Valkey's own, and not the one of Redis.
-    reign: of a primary, what it calls the history that it writes: a new one after each failover and restart.
+    reign: what it calls the history that it writes: a new one after each failover and restart. Empty for a fake.
     """
 
     def __init__(
@@ -210,12 +210,11 @@ class Server:
         await connection.on_connect()
         await connection.send_command("INFO", "server")
         fields = info_fields(await connection.read_response())
-        if self._primary:
-            await connection.send_command("INFO", "replication")
-            replication = info_fields(await connection.read_response())
-            if replication.get("role") != "master":
-                raise RedisConnectionError("it is no primary")
-            self.reign = replication.get("master_replid", "")
+        await connection.send_command("INFO", "replication")
+        replication = info_fields(await connection.read_response())
+        if self._primary and replication.get("role") != "master":
+            raise RedisConnectionError("it is no primary")
+        self.reign = replication.get("master_replid", "")
         self._mode = fields.get("redis_mode", "")
         met = fields.get("run_id", ""), self.reign
         self.is_valkey = "valkey_version" in fields

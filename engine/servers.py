@@ -43,7 +43,7 @@ class Servers:
     place: where they are, for messages.
     follow_s: seconds between two looks at where everything is.
     patience_s: seconds for which calls are worth being sent again.
-    follows: whether another server may take one's place: sales are then marked with whoever has them (`renew.lua`).
+    follows: whether another server may take one's place.
     splits: whether one that was cut off while another took its place goes on selling, unless it has to have replicas.
     """
 

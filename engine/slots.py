@@ -308,8 +308,8 @@ class Slots:
         fresh = await self._servers.call(slot.name, "HGET", slot.keys.sale, "definition")
         if fresh:
             slot.learn(fresh)
-        if self._servers.follows:
-            epoch = await self._scripts.renew(slot.keys, slot.floor.floor, self._servers.of(slot.name).reign)
+        if reign := self._servers.of(slot.name).reign:
+            epoch = await self._scripts.renew(slot.keys, slot.floor.floor, reign)
             # A sale begins in the first; a later one was raised by a failover.
             if epoch > max(slot.floor.epoch, 1):
                 await self._take_up(slot, epoch)

@@ -1,6 +1,7 @@
 -- Marks a slot with the history of the server that has it, and raises its epoch where that is another than before.
--- A failover may have lost transitions: their numbers are then never used again, and a primary that was cut off and goes
--- on in the epoch before is behind the store as soon as this one has been copied. Running it again changes nothing.
+-- A failover or a restart may have lost transitions: their numbers are then never used again, and a primary that was cut
+-- off and goes on in the epoch before is behind the store as soon as this one has been copied. Running it again changes
+-- nothing.
 --
 -- KEYS     sale ledger
 -- ARGV     floor: EPOCH-SEQUENCE, what the store is known to hold; reign: what the server calls its history

@@ -294,7 +294,7 @@ async def test_a_user_that_may_too_little_is_told_at_the_start(
 
 
 async def test_a_policy_that_is_not_told_is_refused(server_binary: Any, start_redis: Any, tmp_path: Path) -> None:
-    rules = RULES.read_text().replace("+info", "+info|server")
+    rules = RULES.read_text().replace("+info", "+info|server +info|replication")
     guarded = Guarded(start_redis, server_binary("installed"), tmp_path, rules)
     with pytest.raises(ConfigurationError, match="does not tell its maxmemory-policy"):
         async with Engine.connect(guarded.url, store=f"sqlite:///{tmp_path / 'store.db'}"):
