@@ -402,7 +402,7 @@ class Engine:
         await self.close()
 
     def _heard(self, ticket: str) -> None:
-        self._sweeper.wake()
+        self._sweeper.wake(ticket.partition(".")[0])
         self._background.wake_listeners()
 
     # -- sales -----------------------------------------------------------------------------------------------------
@@ -455,7 +455,7 @@ class Engine:
         if stored.definition is not None:
             return await self.sale(id)
         found = await self._find(id)  # creates what is registered and not yet in Redis
-        self._sweeper.wake()
+        self._sweeper.wake(*definition.slots())
         return replace(await found.sale(), created=True)
 
     async def _find(self, sale: str) -> Slot | Family:

@@ -17,8 +17,13 @@ from holdfast.engine.store import Store, StoreError
 
 log = logging.getLogger("holdfast.sweeper")
 
-#: Seconds between two looks at every slot. Stock is promised back within one second of the deadline.
+#: Seconds between two looks for slots that may have something due.
 TICK_S = 0.2
+
+#: Seconds between two looks at a slot, at the most. A new hold runs out after the sale's hold time at the earliest, so
+#: that nothing is missed in between, unless another process has just made that shorter: then what was held by it comes
+#: back later by as much. Within one second of the deadline is promised.
+IDLE_S = 0.6
 
 #: Seconds between two looks for sales that other processes created.
 DISCOVER_S = 1.0
@@ -41,11 +46,16 @@ class Sweeper:
         self._discovered = -DISCOVER_S
         self._blind = False
         self._wake = asyncio.Event()
+        #: Slots that are to be looked at whatever is known of them.
+        self._woken: set[str] = set()
+        #: By slot, when something may be due there, by the loop's clock.
+        self._next: dict[str, float] = {}
         #: By server, the sweep that is under way there.
         self._under_way: dict[Server, asyncio.Task[int]] = {}
 
-    def wake(self) -> None:
-        """Looks now: a notification said that a hold ran out, or a sale was created."""
+    def wake(self, *slots: str) -> None:
+        """Looks now: a notification said that a hold ran out in one of these slots, or a sale was created."""
+        self._woken.update(slots)
         self._wake.set()
 
     async def run(self) -> int:
@@ -56,7 +66,9 @@ class Sweeper:
         NotSent, NoReply: Redis does not answer.
         """
         await self._discover()
-        names = sorted(self._names | {slot.name for slot in self._slots.all()})
+        time, (woken, self._woken) = asyncio.get_running_loop().time(), (self._woken, set())
+        every = self._names | {slot.name for slot in self._slots.all()}
+        names = sorted(name for name in every if self._next.get(name, 0.0) <= time or name in woken)
         expired = 0
         for at in range(0, len(names), SLOTS_STEP):
             step = names[at : at + SLOTS_STEP]
@@ -65,11 +77,18 @@ class Sweeper:
             )
             due: dict[Server, list[str]] = {}
             for name, (now, head) in zip(step, heads, strict=True):
-                if not isinstance(head, Exception) and head and _score(head) <= now:
+                left_s = 0.0 if isinstance(head, Exception) else (_score(head) - now) / 1000 if head else IDLE_S
+                self._next[name] = time + min(left_s, self._idle_s(name))
+                if head and not isinstance(head, Exception) and left_s <= 0:
                     with contextlib.suppress(NotSent):
                         due.setdefault(self._servers.of(name), []).append(name)
             expired += await self._sweep_all(due)
         return expired
+
+    def _idle_s(self, name: str) -> float:
+        """Seconds for which no hold can run out that was not there yet."""
+        slot = self._slots.known(name)
+        return min(IDLE_S, slot.definition.hold_ms / 1000) if slot is not None else IDLE_S
 
     async def _sweep_all(self, due: Mapping[Server, Sequence[str]]) -> int:
         """Sweeps these slots: those of one server one after the other, and no server waits for another for long."""

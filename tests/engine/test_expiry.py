@@ -225,3 +225,35 @@ async def test_expiries_older_than_redis_keeps_come_from_the_store(engine: Engin
         told = [await anext(listening) for _ in range(10)]
     await listening.aclose()  # type: ignore[attr-defined]
     assert {e.ticket for e in told} == {t.id for t in tickets}
+
+
+async def test_a_sale_is_looked_at_when_something_may_be_due_there(redis_server: Any, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    roles: dict[str, Any] = {"sweep": False, "listen": False, "snapshot_ms": None}
+    async with Engine.connect(redis_server.url, store=store, **roles) as engine:
+        clocked, looked = engine._servers.clocked, []
+
+        async def noted(commands: Any, **how: Any) -> Any:
+            looked.append(sorted(name for name, _ in commands))
+            return await clocked(commands, **how)
+
+        engine._servers.clocked = noted  # type: ignore[method-assign]
+        for name, hold_ms in (("idle", 60_000), ("long", 60_000), ("quick", 40)):
+            await engine.create_sale(name, name=name, capacity=5, hold_ms=hold_ms)
+        await engine.reserve("long", buyer="ann", quantity=1)
+        await engine._sweeper.run()
+        await engine._sweeper.run()
+        engine._sweeper.wake("long")
+        await engine._sweeper.run()
+        assert [each for each in looked if each] == [["idle", "long", "quick"], ["long"]]
+        # A hold of the quick one may have begun and run out since; of the others none.
+        ticket = await engine.reserve("quick", buyer="ann", quantity=1)
+        await until_expired(engine, ticket)
+        assert await engine._sweeper.run() == 1
+        assert looked[-1] == ["quick"]
+
+
+async def until_expired(engine: Engine, ticket: Any) -> None:
+    async with asyncio.timeout(10):
+        while (await engine.ticket(ticket.id)).status is not Status.EXPIRED:
+            await asyncio.sleep(0.002)
