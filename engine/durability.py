@@ -5,7 +5,7 @@ wait that begins after a payment's reply covers it, whoever else paid meanwhile,
 while one wait is under way share the next, and a slow disk makes groups larger instead of buyers slower one by one.
 
 The proof holds for one server process only. Whenever another one may have taken its place since the payment, nothing is
-proved, and the caller hears that the outcome is not known.
+proved, and the payment is made once more, as its caller would do: it is the same operation.
 """
 
 from __future__ import annotations
@@ -262,7 +262,8 @@ class Assurance:
                 for payment in group:
                     proof, slot = proofs[payment], payment.slot.name
                     if payment.generation != self._servers.generation(slot) or proof.contradicts(payment):
-                        tell(payment.waiter, OutcomeUnknown())
+                        if payment.done() or not payment.ask_again():
+                            tell(payment.waiter, OutcomeUnknown())
                     elif proof.covers(payment):
                         payment.reached()
                     elif now >= payment.give_up:

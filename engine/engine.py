@@ -884,7 +884,10 @@ class Engine:
     ) -> Call:
         """The call that pays like this; `who` is the buyer's hash."""
         payment = (DECLINED if declined else APPROVED) + checks.reference(reference)
-        return id, who, self._operation("confirm", ticket, checks.key(key)), payment, waiter
+        call = id, who, self._operation("confirm", ticket, checks.key(key)), payment, waiter
+        if isinstance(waiter, Assured):
+            waiter.call = call
+        return call
 
     async def cancel(self, ticket: str, *, buyer: str, key: str | None = None) -> Ticket:
         """Gives a reserved ticket's units back. Cancelling again returns the cancelled ticket, `replayed`.

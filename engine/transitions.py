@@ -64,6 +64,10 @@ RANDOM, KEYED, AGAIN = "n", "k", "s"
 #: Modes of a payment, see `lua/confirm.lua`.
 APPROVED, DECLINED = "a", "d"
 
+#: How often a payment is made once more because its server was replaced before it was as durable as it is to be: a
+#: slot that is moved, or a failover, is one such time.
+PAID_AGAIN_MAX = 3
+
 #: Columns of a payment's call with its waiter, by which it is told from a cancellation.
 PAYMENT_COLUMNS = 5
 
@@ -77,19 +81,35 @@ class Assured:
 
     Attributes
     ----------
+    call: the payment, with this as its waiter.
     generation, position: of the server and of the slot's ledger, when Redis answered.
     give_up: when it has waited too long, by the loop's clock.
     """
 
-    __slots__ = ("_add", "_heard", "generation", "give_up", "level", "position", "slot", "ticket", "waiter")
+    __slots__ = (
+        "_add",
+        "_again",
+        "_heard",
+        "_replayed",
+        "call",
+        "generation",
+        "give_up",
+        "level",
+        "position",
+        "slot",
+        "ticket",
+        "waiter",
+    )
 
     def __init__(self, waiter: Waiter, slot: Slot, level: Durability, add: Callable[[Assured], None]) -> None:
         self.waiter = waiter
         self.slot = slot
         self.level = level
         self.give_up = 0.0
+        self.call: Call = ()
         self._add = add
-        self._heard = False
+        self._again = 0
+        self._heard = self._replayed = False
 
     def done(self) -> bool:
         """As of the one who asked."""
@@ -105,12 +125,24 @@ class Assured:
     def set_result(self, ticket: Ticket, /) -> None:
         """Redis has the payment."""
         self.hear()
-        self.ticket = ticket
+        if not self._again:
+            self._replayed = ticket.replayed
+        self.ticket = ticket._replace(replayed=self._replayed)
         self._add(self)
 
     def set_exception(self, error: BaseException, /) -> None:
-        """There is no payment."""
-        self.waiter.set_exception(error)
+        """There is no payment, or it is not known what became of it."""
+        self.waiter.set_exception(OutcomeUnknown() if self._again else error)
+
+    def ask_again(self) -> bool:
+        """Has the payment made once more: another server may have taken the place of the one that has answered, and
+        may not know of it. It is the same operation, and done once. Whether it is, since nobody waits for ever."""
+        if self._again >= PAID_AGAIN_MAX:
+            return False
+        self._again += 1
+        self._heard = False
+        self.slot.confirms.put_first([self.call])
+        return True
 
     def reached(self) -> None:
         """It is as durable as was asked."""

@@ -126,7 +126,7 @@ async def test_slots_move_while_everybody_buys(cluster: Any, tmp_path: Path) -> 
     async with connect(cluster, tmp_path) as engine:
         names = one_on_each(cluster)
         await open_sales(engine, names)
-        async with shoppers.Shoppers(engine, names) as busy:
+        async with shoppers.Shoppers(engine, names, ("memory", "replica", "stored")) as busy:
             for name in names:
                 await busy.more(name)
                 nodes = cluster.primaries

@@ -33,6 +33,7 @@ from holdfast.engine.connection import Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.store import StoreError
 from holdfast.engine.store.sqlite import SqliteStore
+from holdfast.engine.transitions import PAID_AGAIN_MAX
 from holdfast.engine.wire import Wire
 
 from ..conftest import RedisProcess, binary_of
@@ -403,10 +404,46 @@ async def test_a_server_that_was_replaced_proves_nothing(
         return await prove(*args)
 
     monkeypatch.setattr(gig._assurance, "_prove", replaced)
-    with pytest.raises(OutcomeUnknown):
-        await gig.confirm(held[0].id, buyer="ann", key="k", durability=Durability.STORED)
+    # It is made once more, at the server that is there now, and waited for there.
+    paid = await gig.confirm(held[0].id, buyer="ann", key="k", durability=Durability.STORED)
+    assert (paid.status, paid.durability, paid.replayed) == (Status.PURCHASED, Durability.STORED, False)
     again = await gig.confirm(held[0].id, buyer="ann", key="k", durability=Durability.STORED)
-    assert (again.status, again.durability) == (Status.PURCHASED, Durability.STORED)
+    assert (again.ended_at, again.durability, again.replayed) == (paid.ended_at, Durability.STORED, True)
+
+
+async def test_a_payment_is_not_made_again_for_ever(gig: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = await gig.reserve("gig", buyer="ann", quantity=1)
+    prove, proofs = gig._assurance._prove, []
+
+    async def replaced(*args: Any) -> Any:
+        proofs.append(args)
+        gig._servers.one.generation += 1
+        return await prove(*args)
+
+    monkeypatch.setattr(gig._assurance, "_prove", replaced)
+    with pytest.raises(OutcomeUnknown):
+        await gig.confirm(held.id, buyer="ann", key="k", durability=Durability.STORED)
+    assert len(proofs) == 1 + PAID_AGAIN_MAX
+
+
+async def test_a_payment_that_was_lost_and_cannot_be_made_again_is_not_known(
+    gig: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was made once, and somebody may have seen it."""
+    held = await gig.reserve("gig", buyer="ann", quantity=1)
+    prove, confirm = gig._assurance._prove, gig._scripts.confirm
+
+    async def replaced(*args: Any) -> Any:
+        gig._servers.one.generation += 1
+        monkeypatch.setattr(gig._scripts, "confirm", too_late)
+        return await prove(*args)
+
+    async def too_late(*args: Any) -> Any:
+        return (await confirm(*args))._replace(answers=[b"ticket_expired"])
+
+    monkeypatch.setattr(gig._assurance, "_prove", replaced)
+    with pytest.raises(OutcomeUnknown):
+        await gig.confirm(held.id, buyer="ann", key="k", durability=Durability.STORED)
 
 
 async def test_a_connection_to_a_server_that_is_not_the_primary_any_more_is_not_used(gig: Engine) -> None:
