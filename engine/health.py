@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import AskError, RedisError
 
-from holdfast.engine.connection import NoReply, NotSent, Server
+from holdfast.engine.connection import Elsewhere, NoReply, NotSent, Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.memory import Memory
 from holdfast.engine.records import Definition, Entry, sale_of, shard_of
@@ -184,8 +184,14 @@ class Health:
         for _ in range(MEETINGS):
             await self._redis(server.meet(), of=server)
         key = self._servers.deployment_key(server)
-        await self._redis(server.call("SET", key, self._store_id, "NX"), of=server)
-        theirs, clock = await self._redis(server.pipeline([("GET", key), ("TIME",)]), of=server)
+        try:
+            await self._redis(server.call("SET", key, self._store_id, "NX"), of=server)
+            theirs, clock = await self._redis(server.pipeline([("GET", key), ("TIME",)]), of=server)
+        except Elsewhere:
+            theirs, clock = None, await self._redis(server.call("TIME"), of=server)
+        if isinstance(theirs, AskError) or theirs is None:
+            # The marker is on its way to another node, which tells whose it is; this one has answered.
+            theirs = self._store_id.encode()
         if isinstance(clock, RedisError) or theirs != self._store_id.encode():
             raise NotSent(f"Redis at {server.place} holds the sales of another store")
         return milliseconds(clock)

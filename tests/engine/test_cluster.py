@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import shoppers
+from redis.crc import key_slot
 
 from holdfast.engine import (
     ConfigurationError,
@@ -120,6 +121,19 @@ async def test_a_call_outlasts_the_move_of_its_slot(cluster: Any, tmp_path: Path
         assert await counts(engine, name) == (5, 5, 0)
         await engine.snapshot()
         assert (await engine.audit()).clean
+
+
+async def test_it_is_ready_while_the_slot_of_its_marker_moves(cluster: Any, tmp_path: Path) -> None:
+    async with connect(cluster, tmp_path) as engine:
+        server = engine._servers.all()[0]
+        slot = key_slot(engine._servers.deployment_key(server).encode())
+        to = next(node for node in cluster.primaries if node is not cluster.primary(slot))
+        old = cluster.begin_move(slot, to)
+        assert (await engine.readiness()).ready
+        assert cluster.carry(slot, old, to) == 1
+        assert (await engine.readiness()).ready
+        cluster.end_move(slot, old, to)
+        assert (await engine.readiness()).ready
 
 
 async def test_slots_move_while_everybody_buys(cluster: Any, tmp_path: Path) -> None:
