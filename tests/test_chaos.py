@@ -117,7 +117,17 @@ def test_a_power_loss_takes_what_was_not_flushed(chaos: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("row", "form"), [(2, "everysec"), (18, "SCRIPT FLUSH"), (20, "deadline")])
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        (2, "everysec"),
+        (6, "Cluster, killed"),
+        (6, "Sentinel, killed"),
+        (7, "slots moved"),
+        (18, "SCRIPT FLUSH"),
+        (20, "deadline"),
+    ],
+)
 def test_a_row_in_short(row: int, form: str, tmp_path: Path) -> None:
     words = ["--quick", "--rows", str(row), "--form", form, "--keep", str(tmp_path)]
     done = subprocess.run(
