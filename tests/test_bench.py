@@ -117,7 +117,7 @@ TABLE = [
     "durability", "batch",
     "redis-cpu", "memory", "latency", "expiry-100k", "expiry-1m", "snapshot",
 ]  # fmt: skip
-BESIDE = ["workers", "scale", "shards"]
+BESIDE = ["workers", "scale", "shards", "processes"]
 
 
 def test_every_row_of_the_table_is_there(bench: Any) -> None:
@@ -131,6 +131,13 @@ def test_sales_are_spread_evenly(bench: Any) -> None:
     for nodes in bench("scale").NODES:
         on = Counter(key_slot(name.encode()) * nodes // sales.SLOTS for name in names)
         assert set(on.values()) == {60 // nodes}
+
+
+def test_what_processes_did_at_the_same_time_is_one_sample(bench: Any) -> None:
+    one = {"count": 10, "server": 0.1, "nodes": [0.5], "calls": 8.0, "seconds": 1.0}
+    other = {"count": 30, "server": 0.2, "nodes": [0.6], "calls": 9.0, "seconds": 1.1}
+    both = bench("several").together([one, other])
+    assert both == one | {"count": 40, "server": pytest.approx(0.3)}
 
 
 def test_every_run_has_a_stack_that_can_do_it(bench: Any, empty: Any) -> None:

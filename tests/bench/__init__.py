@@ -11,6 +11,7 @@
 | `special.py` `scale.py` | what rows measure by themselves: large sales, memory, holds that run out; clusters |
 | `openloop.py` `callers.py` `fill.py` | processes of their own: open-loop load, many callers, tickets in bulk |
 | `sales.py` | one more: callers of many sales, or of one in shards, on clusters |
+| `several.py` | and several that sell one sale at the same time |
 | `measure.py` | CPU from /proc, medians and spread, waiting until all is quiet |
 | `machine.py` | cores, versions, and what a clean machine still needs |
 | `report.py` | the table, the JSON, the Markdown |

@@ -608,9 +608,10 @@ def scale_shards(bench: Bench) -> list[Figure]:
                 "us",
                 bench.ratio(run, slot, _redis_us) if shards else None,
                 note=f"{bench.rates(run).median:,.0f} pairs/s, {bench.spread(run, _batch).median:.0f} calls in a "
-                "script call",
+                f"script call; {_bytes(bench, run)}, {bench.spread(run, _file).median:.0f} into the file",
             )
         )
+        figures.append(_refused(bench, shards, name))
         if shards:
             (sample,) = bench.samples[last]
             waits = sample.extra["waits_ms"]
@@ -622,6 +623,62 @@ def scale_shards(bench: Bench) -> list[Figure]:
                     skipped="" if waits else "nobody had to wait",
                     note=f"{sample.extra['transfers'] / sample.count * 1e3:.2f} transfers for 1,000 reservations; "
                     f"{len(waits):,} calls waited, {sample.count:,.0f} units were sold at {sample.rate:,.0f}/s",
+                )
+            )
+    return figures
+
+
+def _file(sample: Sample) -> float:
+    return float(sample.extra["file"])
+
+
+def _bytes(bench: Bench, run: Run) -> str:
+    """What went to Redis and came back for each one."""
+    there, back = (bench.spread(run, lambda sample, way=way: sample.extra[way]) for way in ("bytes_in", "bytes_out"))
+    return f"{there.median:.0f} bytes there and {back.median:.0f} back"
+
+
+def _refused(bench: Bench, shards: int, name: str) -> Figure:
+    run, slot = scale.shards_run(shards, scale.HELD), scale.shards_run(0, scale.HELD)
+    return Figure(
+        f"the same, {name}: Redis CPU for a refusal while all is held",
+        "one slot" if shards else "",
+        bench.spread(run, _redis_us),
+        bench.spread(slot, _redis_us) if shards else None,
+        "us",
+        bench.ratio(run, slot, _redis_us) if shards else None,
+        note=f"{bench.rates(run).median:,.0f}/s, {bench.spread(run, _batch).median:.0f} calls in a script call; "
+        f"{_bytes(bench, run)}; the process {bench.spread(run, _server_us).median:.1f} us",
+    )
+
+
+def _server_us(sample: Sample) -> float:
+    return sample.cpu_us("server")
+
+
+def scale_processes(bench: Bench) -> list[Figure]:
+    figures = []
+    kinds = (
+        (scale.CALM, "a twentieth of what one process does"),
+        (scale.STEADY, "half of that"),
+        (scale.SATURATED, "saturated"),
+    )
+    for kind, told in kinds:
+        one = scale.processes_run(1, kind)
+        for processes in scale.PROCESSES:
+            run = scale.processes_run(processes, kind)
+            busy = bench.spread(run, lambda sample: sample.busy("database"))
+            figures.append(
+                Figure(
+                    f"Redis CPU for a reservation and its payment, one slot, {told}, {processes} process"
+                    + "es" * (processes > 1),
+                    "1 process" if processes > 1 else "",
+                    bench.spread(run, _redis_us),
+                    bench.spread(one, _redis_us) if processes > 1 else None,
+                    "us",
+                    bench.ratio(run, one, _redis_us) if processes > 1 else None,
+                    note=f"{bench.rates(run).median:,.0f} pairs/s, {bench.spread(run, _batch).median:.2f} calls in a "
+                    f"script call, Redis {busy.median:.0%} busy",
                 )
             )
     return figures
@@ -687,6 +744,7 @@ ROWS: tuple[Row, ...] = (
     Row("workers", "HTTP reserve, two workers", workers, (RESERVE, WORKERS)),
     Row("scale", "many sales on 1, 3 and 6 nodes", scale_nodes, work=scale.many_sales),
     Row("shards", "one hot sale in shards", scale_shards, work=scale.hot_sale),
+    Row("processes", "one hot sale, several processes", scale_processes, work=scale.several_processes),
 )
 
 KEYS = tuple(row.key for row in ROWS)

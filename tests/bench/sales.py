@@ -3,8 +3,8 @@
 A process of its own on the first core; all Redis servers run on the second. The clusters take short turns, so that what
 disturbs the machine for a while disturbs all of them. Pairs (reserve, then confirm) come at instants of their own, a
 Poisson process; each is for a sale drawn at random and a buyer of its own. What the servers have used is asked of them
-(INFO cpu), to the microsecond. In the end, if that is asked for, a sale of each side is sold out, unit by unit: some
-have to move between shards then.
+(INFO cpu), to the microsecond. If that is asked for, a sale whose every unit is held refuses buyers, in the same turns;
+and in the end a sale of each side is sold out, unit by unit: some have to move between shards then.
 
 The engines are used as anybody would: `Engine.connect` with everything on (sweeper, listener, leases, a snapshot each
 second into SQLite).
@@ -21,11 +21,11 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 import uvloop
@@ -36,6 +36,8 @@ from holdfast.engine import borrowing as borrowing_module
 from holdfast.engine.keys import slot_keys
 
 from .callers import CAPACITY, MAX_PER_BUYER
+
+T = TypeVar("T")
 
 #: Seconds of load before each measured time: queues fill, connections are made.
 WARM_UP_S = 0.5
@@ -50,6 +52,10 @@ LOAD = 0.5
 #: a second, so that the last units last as long as it takes to move some.
 BUYING_CALLERS = 200
 BUYING_PAUSE_S = 0.2
+
+#: Units of the sale that refuses, a few for each shard, and for how long they are held: longer than any run.
+HELD_UNITS = 240
+HELD_MS = 24 * 3600 * 1000
 
 #: Seconds until what the load has left behind is folded into the store, and for which nothing is done then.
 IDLE_AFTER_S = 3.0
@@ -86,7 +92,7 @@ class Options:
     ----------
     sides: by name. directory: for the engines' stores.
     rounds, seconds: how often each has its turn, and for how long.
-    units: in the sale that is sold out in the end; 0 leaves that out.
+    units: in the sale that is sold out in the end; 0 leaves that out, and the sale that refuses.
     """
 
     sides: Mapping[str, Side]
@@ -117,16 +123,18 @@ class Load:
         self._engine = engine
         self._names = names
         self._clients = [redis.Redis(host=host, port=port, socket_timeout=60) for host, port in side.nodes]
+        self._seed = seed
         self._random = random.Random(seed)
         self._numbers = itertools.count()
         self._pairs: set[asyncio.Task[None]] = set()
         self.done = 0
+        self.refused = 0
         self.wrong: list[str] = []
 
     async def pair(self) -> None:
         """One buyer."""
         try:
-            buyer = f"buyer-{next(self._numbers)}"
+            buyer = f"buyer-{self._seed}-{next(self._numbers)}"
             ticket = await self._engine.reserve(self._random.choice(self._names), buyer=buyer, quantity=1)
             await self._engine.confirm(ticket.id, buyer=buyer)
             self.done += 1
@@ -136,6 +144,24 @@ class Load:
         except Exception as error:
             self.wrong.append(f"{type(error).__name__}: {error}")
 
+    async def refusal(self) -> None:
+        """One buyer who comes while every unit is held."""
+        try:
+            buyer = f"late-{self._seed}-{next(self._numbers)}"
+            ticket = await self._engine.reserve("held", buyer=buyer, quantity=1)
+            self.wrong.append(f"{ticket.id} was made of units that others hold")
+        except AllHeld:
+            self.refused += 1
+        except Exception as error:
+            self.wrong.append(f"{type(error).__name__}: {error}")
+
+    async def hold_all(self, shards: int) -> None:
+        """A sale whose every unit is held."""
+        more: dict[str, Any] = {"shards": shards} if shards else {}
+        await self._engine.create_sale("held", name="Held", capacity=HELD_UNITS, hold_ms=HELD_MS, **more)
+        for number in range(HELD_UNITS):
+            await self._engine.reserve("held", buyer=f"holder-{number}", quantity=1)
+
     async def warm(self) -> None:
         """Each sale once: the process meets them, and the servers the scripts."""
         for name in self._names:
@@ -143,15 +169,17 @@ class Load:
             await self._engine.confirm(ticket.id, buyer="warm")
         self.done += len(self._names)
 
-    async def saturated(self, seconds: float) -> dict[str, Any]:
-        """Callers who wait for each answer; what was used for the pairs that were answered."""
-        stop = False
+    async def saturated(
+        self, seconds: float, call: Callable[[], Awaitable[None]] | None = None, callers: int = CALLERS
+    ) -> dict[str, Any]:
+        """Callers who wait for each answer; what was used for the pairs, or other calls, that were answered."""
+        stop, call = False, call or self.pair
 
         async def caller() -> None:
             while not stop:
-                await self.pair()
+                await call()
 
-        tasks = [asyncio.create_task(caller()) for _ in range(CALLERS)]
+        tasks = [asyncio.create_task(caller()) for _ in range(callers)]
         sample = await self._measured(seconds)
         stop = True
         await asyncio.gather(*tasks)
@@ -179,7 +207,8 @@ class Load:
         nodes = [used[f"node {at}"] for at in range(len(self._clients))]
         return {
             "count": used["done"], "seconds": used["time"], "server": used["own"], "nodes": nodes,
-            "calls": used["calls"], "reads": used["reads"],
+            "calls": used["calls"], "reads": used["reads"], "bytes_in": used["in"], "bytes_out": used["out"],
+            "file": used["file"],
         }  # fmt: skip
 
     async def sell_out(self, units: int, shards: int) -> dict[str, Any]:
@@ -236,15 +265,17 @@ class Load:
         now = {
             "time": time.monotonic(),
             "own": time.process_time(),
-            "done": float(self.done),
-            "calls": 0.0,
-            "reads": 0.0,
+            "done": float(self.done + self.refused),
+            **dict.fromkeys(("calls", "reads", "in", "out", "file"), 0.0),
         }
         for at, client in enumerate(self._clients):
             info: Any = client.info("everything")
             now[f"node {at}"] = info["used_cpu_user"] + info["used_cpu_sys"]
             now["calls"] += info.get("cmdstat_evalsha", {}).get("calls", 0)
             now["reads"] += info.get("total_reads_processed", 0)
+            now["in"] += info["total_net_input_bytes"]
+            now["out"] += info["total_net_output_bytes"]
+            now["file"] += info.get("aof_current_size", 0)
         return now
 
     async def counted(self) -> int:
@@ -300,14 +331,21 @@ async def main(options: Options) -> dict[str, Any]:
             for sale in names:
                 await engine.create_sale(sale, name=sale, capacity=CAPACITY, max_per_buyer=MAX_PER_BUYER, **more)
             loads[name] = Load(engine, side, names, seed)
-        for load in loads.values():
+        for name, load in loads.items():
             await load.warm()
+            if options.units:
+                await load.hold_all(options.sides[name].shards)
         trial = await next(iter(loads.values())).saturated(options.seconds)
         rate = LOAD * trial["count"] / trial["seconds"]
-        samples: dict[str, dict[str, list[dict[str, Any]]]] = {name: {"steady": [], "saturated": []} for name in loads}
-        for turn in _turns(list(loads), options.rounds):
-            samples[turn]["steady"].append(await loads[turn].steady(rate, options.seconds))
-            samples[turn]["saturated"].append(await loads[turn].saturated(options.seconds))
+        samples: dict[str, dict[str, list[dict[str, Any]]]] = {
+            name: {"steady": [], "saturated": [], "all held": []} for name in loads
+        }
+        for turn in turns(list(loads), options.rounds):
+            load, kept = loads[turn], samples[turn]
+            kept["steady"].append(await load.steady(rate, options.seconds))
+            kept["saturated"].append(await load.saturated(options.seconds))
+            if options.units:
+                kept["all held"].append(await load.saturated(options.seconds, load.refusal))
         idle = await _idle(loads)
         last = {}
         if options.units:
@@ -337,7 +375,7 @@ async def _idle(loads: Mapping[str, Load]) -> dict[str, dict[str, float]]:
     return idle
 
 
-def _turns(names: Sequence[str], rounds: int) -> Iterator[str]:
+def turns(names: Sequence[T], rounds: int) -> Iterator[T]:
     """Each of them in each round; backwards in every other, so that nobody always follows the same."""
     for number in range(rounds):
         yield from names if number % 2 == 0 else reversed(names)
