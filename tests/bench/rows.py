@@ -566,7 +566,7 @@ def scale_nodes(bench: Bench) -> list[Figure]:
                     bench.spread(one, _redis_us) if nodes > 1 else None,
                     "us",
                     bench.ratio(run, one, _redis_us) if nodes > 1 else None,
-                    Target("at most", 1.2, " x") if nodes > 1 and kind == scale.SATURATED else None,
+                    Target("at most", 1.2, " x") if nodes > 1 else None,
                     f"{rates.median:,.0f} pairs/s, {calls.median:.2f} calls in a script call",
                 )
             )
