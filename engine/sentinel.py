@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from typing import Any
 
 import redis.asyncio as redis_asyncio
 from redis.exceptions import RedisError, ResponseError
@@ -97,13 +96,21 @@ class Sentinels(Servers):
 
     async def _tell(self, sentinel: redis_asyncio.Redis) -> tuple[int, Place] | Exception:
         """The epoch and the place of the primary as one sentinel knows them, or why it does not tell."""
+        asked = sentinel.pipeline(transaction=False)
+        asked.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._address.group)
+        asked.execute_command("SENTINEL MASTER", self._address.group)
         try:
             async with asyncio.timeout(ANSWER_S):
-                fields: Any = await sentinel.sentinel_master(self._address.group)
-            return int(fields["config-epoch"]), (str(fields["ip"]), int(fields["port"]))
-        except ResponseError as error:
-            return ConfigurationError(f"the sentinels do not know '{self._address.group}': {error}")
-        except (RedisError, OSError, TimeoutError, KeyError, ValueError) as error:
+                # The one that leads a failover has the new epoch in MASTER, and the old address until all replicas
+                # follow the new primary: only GET-MASTER-ADDR-BY-NAME tells where that is.
+                place, fields = await asked.execute(raise_on_error=False)
+            for answer in (place, fields):
+                if isinstance(answer, ResponseError):
+                    return ConfigurationError(f"the sentinels do not know '{self._address.group}': {answer}")
+            host, port = place
+            host = host.decode() if isinstance(host, bytes) else str(host)
+            return int(fields["config-epoch"]), (host, int(port))
+        except (RedisError, OSError, TimeoutError, KeyError, ValueError, TypeError) as error:
             return NotSent(type(error).__name__)
 
     async def close(self) -> None:
