@@ -88,7 +88,12 @@ class Servers:
         return self.one.generation
 
     def deployment_key(self, server: Server) -> str:
-        """The key by which this server knows whose sales it has."""
+        """The key by which this server knows whose sales it has.
+
+        Raises
+        ------
+        NotSent: there is none, for it has no slots.
+        """
         return DEPLOYMENT
 
     async def call(self, slot: str, *command: Any, generation: int | None = None) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import shoppers
+from clusters import hash_slot
 from redis.crc import key_slot
 
 from holdfast.engine import (
@@ -20,7 +21,9 @@ from holdfast.engine import (
     Status,
     addresses,
 )
-from holdfast.engine.cluster import SLOTS, Cluster
+from holdfast.engine.cluster import DEPLOYMENT_KEYS, SLOTS, Cluster
+from holdfast.engine.connection import Elsewhere
+from holdfast.engine.keys import deployment
 
 SALES = [f"gig-{number}" for number in range(12)]
 
@@ -273,6 +276,41 @@ async def test_a_node_is_added_while_everybody_buys(start_cluster: Any, tmp_path
         assert not busy.put_off, busy.put_off
         assert [cluster.primary(name) is new for name in names] == [True, True, False]
         await shoppers.kept(engine, busy, "memory")
+
+
+@pytest.mark.timeout(120)
+async def test_a_node_with_one_slot(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(replicas=0)
+    (*_, slot) = dict.fromkeys(hash_slot(deployment(number)) for number in range(DEPLOYMENT_KEYS))
+    async with connect(cluster, tmp_path) as engine:
+        new = await asyncio.to_thread(cluster.add_node)
+        await asyncio.to_thread(cluster.move, slot, new)
+
+        async def known() -> bool:
+            return f"127.0.0.1:{new.port}" in {server.place for server in engine._servers.all()}
+
+        await until(known)
+        assert (await engine.readiness()).ready
+        assert (await engine.condition()).redis
+    async with connect(cluster, tmp_path) as engine:
+        assert (await engine.readiness()).ready
+    assert new.ask("KEYS", "*") == [deployment(DEPLOYMENT_KEYS - 1).encode()]
+
+
+async def test_a_node_that_was_wrongly_named_leaves(cluster: Any, tmp_path: Path) -> None:
+    async with connect(cluster, tmp_path) as engine:
+        nodes = engine._servers
+        owner, slot = nodes.of("gig"), hash_slot("gig")
+        replica = next(node for node in cluster.nodes if node not in cluster.primaries)
+        for port in (replica.port, int(owner.place.rpartition(":")[2])):
+            nodes._elsewhere(owner, Elsewhere(slot, ("127.0.0.1", port), once=False))
+        assert len(nodes.all()) == 4
+
+        async def left() -> bool:
+            return len(nodes.all()) == 3
+
+        await until(left)
+        assert (await engine.readiness()).ready
 
 
 @pytest.mark.parametrize("views", [(0, 1), (1, 0)])
