@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 import redis.asyncio as redis_asyncio
@@ -21,6 +22,8 @@ from holdfast.engine.servers import Command, Servers
 
 log = logging.getLogger("holdfast.cluster")
 
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 #: Slots of a cluster, by its protocol.
 SLOTS = 16_384
 
@@ -29,6 +32,10 @@ LOOK_AGAIN_S = 0.1
 
 #: Seconds for one node to tell. One that hangs must not keep the others from being believed.
 ANSWER_S = 1.0
+
+#: Seconds for which what the nodes told is relied on. Longer than the time between two looks (`FOLLOW_S`) and that of
+#: one (`ANSWER_S`): only who stood still, or hears nothing of any node, comes to it.
+STALE_S = 5.0
 
 #: Nodes asked at a time. One that was cut off tells what was, and is outvoted by its older epochs.
 ASKED_MAX = 8
@@ -72,9 +79,13 @@ class Cluster(Servers):
         self._primaries: tuple[Server, ...] = ()
         self._told: dict[Place, Any] = {}
         self._deployment: dict[Server, str] = {}
+        #: By server, the latest epoch in which it was seen to claim slots.
+        self._epochs: dict[Server, int] = {}
         self._looking: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._looked = 0.0
+        #: When the last look began that was answered, by `_clock`.
+        self._heard = float("-inf")
 
     async def start(self) -> None:
         """As `Servers.start`."""
@@ -118,6 +129,7 @@ class Cluster(Servers):
 
     async def call(self, slot: str, *command: Any, generation: int | None = None) -> Any:
         """As `Servers.call`. While a slot is being moved, what has gone ahead is asked for there."""
+        await self._catch_up()
         server = self.of(slot)
         try:
             return await server.call(*command, generation=generation)
@@ -136,6 +148,7 @@ class Cluster(Servers):
 
     async def clocked(self, commands: Sequence[Command], *, clock: bool = True) -> list[tuple[int, Any]]:
         """As `Servers.clocked`."""
+        await self._catch_up()
         replies = await super().clocked(commands, clock=clock)
         for at, (now, reply) in enumerate(replies):
             if isinstance(reply, AskError):
@@ -197,9 +210,26 @@ class Cluster(Servers):
         finally:
             self._looking = None
 
+    async def _catch_up(self) -> None:
+        """Looks before anything is sent, where this process stood still: what it knows may not be true any more.
+
+        Raises
+        ------
+        NotSent: nobody tells.
+        """
+        # The second look is for one that was under way when it stopped, and hears what was told before.
+        for _ in range(2):
+            if _clock() - self._heard <= STALE_S:
+                return
+            self._look_soon()
+            assert self._looking is not None
+            await asyncio.wait({self._looking})
+        if _clock() - self._heard > STALE_S:
+            raise NotSent(f"no node of the cluster at {self.place} tells who has which slots")
+
     async def follow(self) -> None:
         """As `Servers.follow`."""
-        self._looked = asyncio.get_running_loop().time()
+        self._looked, began = asyncio.get_running_loop().time(), _clock()
         known = [self._place_of(server) for server in self._primaries]
         asked = list(dict.fromkeys([*known, *self._seeds]))[:ASKED_MAX]
         told = dict(zip(asked, await asyncio.gather(*map(self._tell, asked)), strict=True))
@@ -209,6 +239,7 @@ class Cluster(Servers):
         if told != self._told:
             self._take(heard.values())
             self._told = told
+        self._heard = began
 
     async def _tell(self, place: Place) -> list[_Claim] | Exception:
         """Who has what as one node sees it, or why it does not tell."""
@@ -261,13 +292,29 @@ class Cluster(Servers):
         servers = {place: self._server(place) for place in {claim[1] for claim in best if claim}}
         self._owners = [servers[claim[1]] if claim else None for claim in best]
         self._primaries = tuple(servers[place] for place in sorted(servers))
+        for epoch, place in sorted({claim for claim in best if claim}):
+            self._claimed(servers[place], epoch)
         for server in before:
             if server not in self._primaries:
                 log.warning("%s has no slots of the cluster any more", server.place)
                 # What hangs in it is sent to whoever has the slots now.
-                leaving = asyncio.create_task(self._leave(server))
-                self._leaving.add(leaving)
-                leaving.add_done_callback(self._leaving.discard)
+                self._meanwhile(self._leave(server))
+
+    def _claimed(self, server: Server, epoch: int) -> None:
+        """A later epoch at the same place: another node may have had the slots meanwhile, and this one lacks what that
+        one did. Or it was given more slots: then nothing comes of it but another check.
+        """
+        known = self._epochs.setdefault(server, epoch)
+        if epoch > known:
+            self._epochs[server] = epoch
+            log.info("%s has its slots in a later epoch: it is checked before it is used", server.place)
+            server.renew()
+            self._meanwhile(server.abandon())
+
+    def _meanwhile(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, server: Server) -> None:
         await asyncio.sleep(GRACE_S)
@@ -287,6 +334,11 @@ class Cluster(Servers):
 def number(slot: str) -> int:
     """The number that a cluster gives to a slot, by what all of its keys have between their braces."""
     return int(key_slot(tag(slot).encode()))
+
+
+def _clock() -> float:
+    """Seconds; where the system has such a clock, also those in which the machine was suspended."""
+    return time.clock_gettime(_CLOCK)
 
 
 def _epochs(nodes: Any) -> Iterable[tuple[bytes, int]]:

@@ -23,7 +23,7 @@ from holdfast.engine import (
 )
 from holdfast.engine.cluster import DEPLOYMENT_KEYS, SLOTS, Cluster
 from holdfast.engine.connection import Elsewhere
-from holdfast.engine.keys import deployment
+from holdfast.engine.keys import deployment, slot_keys
 
 SALES = [f"gig-{number}" for number in range(12)]
 
@@ -232,6 +232,39 @@ async def test_a_primary_that_was_away_is_not_believed(start_cluster: Any, tmp_p
         assert await counts(engine, name) == (0, 0, 5)
         await engine.snapshot()
         assert (await engine.audit()).clean
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("looks", [True, False])
+async def test_a_process_that_stood_still_meets_its_node_anew(
+    looks: bool, start_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = start_cluster(primaries=3, replicas=1)
+    keys = slot_keys("gig")
+    async with connect(cluster, tmp_path) as awake, connect(cluster, tmp_path) as asleep:
+        await open_sales(awake, ["gig"], capacity=3)
+        await asleep.reserve("gig", buyer="zoe", quantity=1)
+        await awake.snapshot()
+        # From here on it hears of nothing.
+        await asleep._background.stop()
+        first = cluster.primary("gig")
+        stored = {key: first.ask("DUMP", key) for key in (keys.sale, keys.tickets, keys.buyers, keys.ledger)}
+        second = await asyncio.to_thread(cluster.fail_over, "gig")
+        for buyer in ("ann", "bob"):
+            held = await awake.reserve("gig", buyer=buyer, quantity=1)
+            await awake.confirm(held.id, buyer=buyer, durability=Durability.STORED)
+        await asyncio.to_thread(cluster.wait_ok)
+        # Nobody votes for the same pair twice within two node time-outs.
+        first.ask("CLUSTER", "FAILOVER", "TAKEOVER")
+        await asyncio.to_thread(cluster.wait_failed_over, "gig", second)
+        # The replica had not been sent the last of it.
+        first.ask_all(*(("RESTORE", key, 0, dump, "REPLACE") for key, dump in stored.items()))
+        if looks:
+            await asleep._servers.follow()
+        else:
+            monkeypatch.setattr("holdfast.engine.cluster.STALE_S", 0.1)
+        with pytest.raises(NotReady, match="knows less"):
+            await asleep.reserve("gig", buyer="eve", quantity=1)
 
 
 @pytest.mark.timeout(120)
