@@ -12,7 +12,7 @@ from typing import Any
 
 import redis.asyncio as redis_asyncio
 from redis.crc import key_slot
-from redis.exceptions import AskError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from holdfast.engine.addresses import Address, Place, shown
 from holdfast.engine.connection import CONNECTION, Elsewhere, NoReply, NotSent, Server, refusal
@@ -137,35 +137,53 @@ class Cluster(Servers):
             there = self._elsewhere(server, elsewhere)
             if not elsewhere.once:
                 raise
-            asking, reply = await there.pipeline([("ASKING",), command])
-            for answer in (asking, reply):
-                if isinstance(answer, ResponseError):
-                    raise refusal(answer) or answer from None
-            return reply
+            return await self._asking(there, command)
         except (NotSent, NoReply):
             self._look_soon()
             raise
 
     async def clocked(self, commands: Sequence[Command], *, clock: bool = True) -> list[tuple[int, Any]]:
-        """As `Servers.clocked`."""
+        """As `Servers.clocked`. What was moved is asked for once more, of all servers together as well."""
         await self._catch_up()
         replies = await super().clocked(commands, clock=clock)
+        moved: list[int] = []
+        ahead: list[tuple[int, Server]] = []
         for at, (now, reply) in enumerate(replies):
-            if isinstance(reply, AskError):
-                elsewhere = refusal(reply)
-                assert isinstance(elsewhere, Elsewhere)
-                slot, command = commands[at]
-                try:
-                    if not elsewhere.once:
-                        self._elsewhere(self.of(slot), elsewhere)
-                    replies[at] = now, await self.call(slot, *command)
-                except (NotSent, NoReply, ResponseError) as error:
-                    replies[at] = now, error
-            elif isinstance(reply, ResponseError) and (refused := refusal(reply)):
+            if isinstance(reply, ResponseError) and (refused := refusal(reply)):
                 replies[at] = now, refused
+                if isinstance(refused, Elsewhere):
+                    with contextlib.suppress(NotSent):
+                        there = self._elsewhere(self.of(commands[at][0]), refused)
+                        if refused.once:
+                            ahead.append((at, there))
+                        else:
+                            moved.append(at)
             elif isinstance(reply, (NotSent, NoReply)):
                 self._look_soon()
+        if moved:
+            try:
+                again = await super().clocked([commands[at] for at in moved], clock=clock)
+            except (NotSent, NoReply) as error:
+                again = [(0, error)] * len(moved)
+            for at, (now, reply) in zip(moved, again, strict=True):
+                replies[at] = now, (refusal(reply) or reply) if isinstance(reply, ResponseError) else reply
+        answers = await asyncio.gather(
+            *(self._in_time(there, self._asking(there, commands[at][1])) for at, there in ahead), return_exceptions=True
+        )
+        for (at, _), answer in zip(ahead, answers, strict=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, (NotSent, NoReply, ResponseError)):
+                raise answer
+            replies[at] = replies[at][0], answer
         return replies
+
+    @staticmethod
+    async def _asking(there: Server, command: Sequence[Any]) -> Any:
+        """What a node answers that has a part of a slot on its way to it; raises as `call`."""
+        asking, reply = await there.pipeline([("ASKING",), command])
+        for answer in (asking, reply):
+            if isinstance(answer, ResponseError):
+                raise refusal(answer) or answer from None
+        return reply
 
     def _elsewhere(self, asked: Server, elsewhere: Elsewhere) -> Server:
         """The node that another one names, which is believed to have the slot from now on, or this once."""

@@ -22,7 +22,7 @@ from holdfast.engine import (
     addresses,
 )
 from holdfast.engine.cluster import DEPLOYMENT_KEYS, SLOTS, Cluster
-from holdfast.engine.connection import Elsewhere
+from holdfast.engine.connection import Elsewhere, NoReply
 from holdfast.engine.keys import deployment, slot_keys
 
 SALES = [f"gig-{number}" for number in range(12)]
@@ -163,6 +163,50 @@ async def test_scripts_that_were_flushed_are_loaded_again(cluster: Any, tmp_path
             node.ask("SCRIPT", "FLUSH")
         for name in names:
             await engine.reserve(name, buyer="ann", quantity=1)
+
+
+@pytest.mark.timeout(60)
+async def test_what_was_moved_to_a_node_that_hangs_holds_nobody_up(start_cluster: Any) -> None:
+    cluster = start_cluster(replicas=0, node_timeout_ms=60_000)
+    old, hanging, well = cluster.primaries
+    nodes = Cluster(addresses.read(cluster.address()))
+    await nodes.start()
+    try:
+        names = [name for name in SALES if cluster.primary(name) in (old, well)]
+        moved = [name for name in names if cluster.primary(name) is old]
+        assert len(moved) > 2
+        for name in moved:
+            cluster.move(name, hanging)
+        hanging.pause()
+        commands = [(name, ("HGET", slot_keys(name).sale, "epoch")) for name in names]
+        async with asyncio.timeout(4):
+            replies = await nodes.scatter(commands)
+        for name, reply in zip(names, replies, strict=True):
+            assert isinstance(reply, NoReply) if name in moved else reply is None
+    finally:
+        hanging.resume()
+        await nodes.close()
+
+
+async def test_what_is_being_moved_is_asked_for_together(cluster: Any) -> None:
+    nodes = Cluster(addresses.read(cluster.address()))
+    await nodes.start()
+    old, *_, to = cluster.primaries
+    names = [name for name in SALES if cluster.primary(name) is old]
+    try:
+        for name in names:
+            cluster.begin_move(name, to)
+            to.ask_all(("ASKING",), ("SET", slot_keys(name).sale, name))
+        commands = [(name, ("GET", slot_keys(name).sale)) for name in SALES]
+        told = await nodes.clocked(commands)
+        assert [reply for _, reply in told] == [name.encode() if name in names else None for name in SALES]
+        assert all(now > 0 for now, _ in told)
+    finally:
+        for name in names:
+            while cluster.carry(name, old, to):
+                pass
+            cluster.end_move(name, old, to)
+        await nodes.close()
 
 
 @pytest.mark.timeout(120)
