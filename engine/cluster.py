@@ -37,6 +37,9 @@ ANSWER_S = 1.0
 #: one (`ANSWER_S`): only who stood still, or hears nothing of any node, comes to it.
 STALE_S = 5.0
 
+#: What nodes tell instead of a host where names are preferred and a node has none.
+UNNAMED = "?"
+
 #: Nodes asked at a time. One that was cut off tells what was, and is outvoted by its older epochs.
 ASKED_MAX = 8
 
@@ -186,8 +189,16 @@ class Cluster(Servers):
         return reply
 
     def _elsewhere(self, asked: Server, elsewhere: Elsewhere) -> Server:
-        """The node that another one names, which is believed to have the slot from now on, or this once."""
+        """The node that another one names, which is believed to have the slot from now on, or this once.
+
+        Raises
+        ------
+        Elsewhere: it does not name it.
+        """
         host, port = elsewhere.place
+        if host == UNNAMED:
+            self._look_soon()
+            raise elsewhere
         place = host or self._place_of(asked)[0], port
         server = self._server(place)
         if not elsewhere.once:
@@ -273,10 +284,7 @@ class Cluster(Servers):
         epochs = dict(_epochs(nodes))
         claims: list[_Claim] = []
         for first, last, primary, *_ in slots:
-            host = (primary[0] or b"").decode()
-            # A node that has not heard of its own address yet has no name for itself.
-            where = (place[0] if host in ("", "?") else host, int(primary[1]))
-            claims.append((int(first), int(last), where, epochs.get(primary[2], 0)))
+            claims.append((int(first), int(last), _where(primary, place), epochs.get(primary[2], 0)))
         return claims
 
     async def _answers(self, place: Place, server: Server | None) -> tuple[Any, Any]:
@@ -352,6 +360,19 @@ class Cluster(Servers):
 def number(slot: str) -> int:
     """The number that a cluster gives to a slot, by what all of its keys have between their braces."""
     return int(key_slot(tag(slot).encode()))
+
+
+def _where(node: Sequence[Any], asked: Place) -> Place:
+    """Where a node is, as the one at `asked` has it in CLUSTER SLOTS."""
+    host = (node[0] or b"").decode()
+    if host == UNNAMED:
+        # Names are preferred, and it has none: its address stands beside, as pairs or, in the newer protocol, as a map.
+        more = node[3] if len(node) > 3 else ()
+        beside = more if isinstance(more, dict) else dict(zip(more[::2], more[1::2], strict=True))
+        host = (beside.get(b"ip") or b"").decode()
+    # Without a host it is where the one is that was asked: that one itself, as long as nobody has told it its address,
+    # or any node behind an address of which the nodes know nothing.
+    return host or asked[0], int(node[1])
 
 
 def _clock() -> float:

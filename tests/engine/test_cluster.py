@@ -81,6 +81,26 @@ async def test_sales_are_sold_on_every_node(cluster: Any, tmp_path: Path) -> Non
         }  # fmt: skip
 
 
+async def test_nodes_without_the_names_that_are_preferred(
+    server_binary: Any, start_cluster: Any, tmp_path: Path
+) -> None:
+    cluster = start_cluster(
+        server_binary("installed"),
+        replicas=0,
+        settings={"cluster-preferred-endpoint-type": "hostname"},
+        elsewhere={number: (f"127.0.0.{number + 1}", ()) for number in range(3)},
+    )
+    async with connect(cluster, tmp_path) as engine:
+        assert sorted(server.place for server in engine._servers.all()) == [f"{n.host}:{n.port}" for n in cluster.nodes]
+        names = one_on_each(cluster)
+        await open_sales(engine, names)
+        for name in names:
+            to = next(node for node in cluster.primaries if node is not cluster.primary(name))
+            await asyncio.to_thread(cluster.move, name, to)
+            await engine.reserve(name, buyer="ann", quantity=1)
+        assert len(engine._servers.all()) == 3
+
+
 async def test_a_node_alone_is_no_server(cluster: Any, tmp_path: Path) -> None:
     for node in cluster.primaries:
         address = f"redis://127.0.0.1:{node.port}/0"
