@@ -7,8 +7,8 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import redis.asyncio as redis_asyncio
 from redis.crc import key_slot
@@ -54,8 +54,31 @@ PATIENCE_S = 10.0
 #: one slot some 16,384 are tried, 20 ms.
 DEPLOYMENT_KEYS = 148_336
 
-#: One range of slots, as a node tells it: who has it, and the epoch of that claim.
-_Claim = tuple[int, int, Place, int]
+
+class _Claim(NamedTuple):
+    """That a node has slots.
+
+    Parameters
+    ----------
+    epoch: of the claim. node: its id.
+    """
+
+    epoch: int
+    node: bytes
+    place: Place
+
+
+class _View(NamedTuple):
+    """The cluster as one node sees it.
+
+    Parameters
+    ----------
+    node: its own id. nodes: the ids of all that it knows. claims: each with its first and its last slot.
+    """
+
+    node: bytes
+    nodes: frozenset[bytes]
+    claims: tuple[tuple[int, int, _Claim], ...]
 
 
 class Cluster(Servers):
@@ -76,11 +99,16 @@ class Cluster(Servers):
         self._node = address.node
         self._seeds = address.hosts
         self._generations = itertools.count(1)
-        #: By place, everyone met so far: a node that comes back is known by its generation.
+        #: By place, the nodes that have slots, or had them a moment ago, or are being given some.
         self._servers: dict[Place, Server] = {}
         self._owners: list[Server | None] = [None] * SLOTS
         self._primaries: tuple[Server, ...] = ()
-        self._told: dict[Place, Any] = {}
+        #: By slot, the claim that is believed.
+        self._claims: list[_Claim | None] = [None] * SLOTS
+        #: What was told at the last look, and the ids of all nodes that were ever told of.
+        self._told: list[_View] = []
+        self._nodes: set[bytes] = set()
+        self._foreign: set[Place] = set()
         self._deployment: dict[Server, str] = {}
         #: By server, the latest epoch in which it was seen to claim slots.
         self._epochs: dict[Server, int] = {}
@@ -206,12 +234,14 @@ class Cluster(Servers):
             if server not in self._primaries:
                 self._primaries = (*self._primaries, server)
             # What the nodes told before may be what they tell again, and is taken up all the same.
-            self._told = {}
+            self._told = []
             self._look_soon()
         return server
 
-    def _place_of(self, server: Server) -> Place:
-        return next(place for place, each in self._servers.items() if each is server)
+    @staticmethod
+    def _place_of(server: Server) -> Place:
+        where = server.pool.connection_kwargs
+        return where["host"], where["port"]
 
     def _server(self, place: Place) -> Server:
         server = self._servers.get(place)
@@ -262,15 +292,32 @@ class Cluster(Servers):
         known = [self._place_of(server) for server in self._primaries]
         asked = list(dict.fromkeys([*known, *self._seeds]))[:ASKED_MAX]
         told = dict(zip(asked, await asyncio.gather(*map(self._tell, asked)), strict=True))
-        heard = {place: claims for place, claims in told.items() if isinstance(claims, list)}
-        if not heard:
-            raise next(error for error in told.values() if isinstance(error, Exception))
-        if told != self._told:
-            self._take(heard.values())
-            self._told = told
+        views = self._ours({place: view for place, view in told.items() if isinstance(view, _View)})
+        if not views:
+            errors = (error for error in told.values() if isinstance(error, Exception))
+            raise next(errors, NotSent(f"no node of the cluster at {self.place} tells who has which slots"))
+        if views != self._told:
+            self._take(views)
+            self._told = views
         self._heard = began
 
-    async def _tell(self, place: Place) -> list[_Claim] | Exception:
+    def _ours(self, views: Mapping[Place, _View]) -> list[_View]:
+        """The views of nodes of this cluster: where one of them was, there may be another cluster's now."""
+        if views and not self._nodes:
+            # As the first look has it, whoever knows most of them.
+            self._nodes |= max((view.nodes for view in views.values()), key=len)
+        ours = []
+        for place, view in views.items():
+            if not self._nodes.isdisjoint(view.nodes):
+                ours.append(view)
+                self._nodes |= view.nodes
+                self._foreign.discard(place)
+            elif place not in self._foreign:
+                self._foreign.add(place)
+                log.error("the node at %s is none of this cluster: what it tells is not believed", shown(place))
+        return ours
+
+    async def _tell(self, place: Place) -> _View | Exception:
         """Who has what as one node sees it, or why it does not tell."""
         server = self._server(place) if place in self._servers else None
         try:
@@ -281,11 +328,12 @@ class Cluster(Servers):
         for answer in (slots, nodes):
             if isinstance(answer, ResponseError):
                 return ConfigurationError(f"{shown(place)} is no node of a Redis Cluster: {answer}")
-        epochs = dict(_epochs(nodes))
-        claims: list[_Claim] = []
+        myself, epochs = _read(nodes)
+        claims = []
         for first, last, primary, *_ in slots:
-            claims.append((int(first), int(last), _where(primary, place), epochs.get(primary[2], 0)))
-        return claims
+            claim = _Claim(epochs.get(primary[2], 0), primary[2], _where(primary, place))
+            claims.append((int(first), int(last), claim))
+        return _View(myself, frozenset(epochs), tuple(claims))
 
     async def _answers(self, place: Place, server: Server | None) -> tuple[Any, Any]:
         # On a connection of its own: a seed may be a replica, which is no server of ours, and answers all the same.
@@ -304,21 +352,33 @@ class Cluster(Servers):
         finally:
             await connection.disconnect(nowait=True)
 
-    def _take(self, views: Iterable[list[_Claim]]) -> None:
-        """Takes up who has what; of two who say otherwise, the one with the later epoch is right."""
-        best: list[tuple[int, Place] | None] = [None] * SLOTS
-        for claims in views:
-            for first, last, place, epoch in claims:
-                claim = epoch, place
+    def _take(self, views: Sequence[_View]) -> None:
+        """Takes up who has what; of two who say otherwise, the one with the later epoch is right.
+
+        What a node has it tells itself. Of one that is silent, what others say counts, and what it had as long as
+        nobody claims that in a later epoch: it is forgotten neither for a moment nor by nodes that were away longer.
+        """
+        heard = {view.node for view in views}
+        best: list[_Claim | None] = [None] * SLOTS
+        for view in views:
+            for first, last, claim in view.claims:
+                if claim.node in heard and claim.node != view.node:
+                    continue
                 for slot in range(first, last + 1):
-                    known = best[slot]
-                    if known is None or known[0] < epoch:
+                    other = best[slot]
+                    if other is None or other.epoch < claim.epoch:
                         best[slot] = claim
+        for slot, known in enumerate(self._claims):
+            if known is not None and known.node not in heard:
+                other = best[slot]
+                if other is None or other.epoch < known.epoch:
+                    best[slot] = known
+        self._claims = best
         before = self._primaries
-        servers = {place: self._server(place) for place in {claim[1] for claim in best if claim}}
-        self._owners = [servers[claim[1]] if claim else None for claim in best]
+        servers = {place: self._server(place) for place in {claim.place for claim in best if claim}}
+        self._owners = [servers[claim.place] if claim else None for claim in best]
         self._primaries = tuple(servers[place] for place in sorted(servers))
-        for epoch, place in sorted({claim for claim in best if claim}):
+        for epoch, _, place in sorted({claim for claim in best if claim}):
             self._claimed(servers[place], epoch)
         for server in before:
             if server not in self._primaries:
@@ -346,6 +406,13 @@ class Cluster(Servers):
         await asyncio.sleep(GRACE_S)
         if server not in self._primaries:
             await server.abandon()
+            # For whoever had it in hand, and connected anew.
+            await asyncio.sleep(GRACE_S)
+        if server not in self._primaries:
+            self._servers = {place: each for place, each in self._servers.items() if each is not server}
+            self._deployment.pop(server, None)
+            self._epochs.pop(server, None)
+            await server.close()
 
     async def close(self) -> None:
         """As `Servers.close`."""
@@ -380,9 +447,13 @@ def _clock() -> float:
     return time.clock_gettime(_CLOCK)
 
 
-def _epochs(nodes: Any) -> Iterable[tuple[bytes, int]]:
-    """The epoch of each node, by its id, as CLUSTER NODES tells them."""
+def _read(nodes: Any) -> tuple[bytes, dict[bytes, int]]:
+    """Whose answer to CLUSTER NODES this is, and the epoch of each node, by ids."""
     text: bytes = nodes if isinstance(nodes, bytes) else str(nodes).encode()
+    myself, epochs = b"", {}
     for line in text.splitlines():
         fields = line.split()
-        yield fields[0], int(fields[6])
+        epochs[fields[0]] = int(fields[6])
+        if b"myself" in fields[2].split(b","):
+            myself = fields[0]
+    return myself, epochs

@@ -21,8 +21,8 @@ from holdfast.engine import (
     Status,
     addresses,
 )
-from holdfast.engine.cluster import DEPLOYMENT_KEYS, SLOTS, Cluster
-from holdfast.engine.connection import Elsewhere, NoReply
+from holdfast.engine.cluster import DEPLOYMENT_KEYS, SLOTS, Cluster, _Claim, _View
+from holdfast.engine.connection import Elsewhere, NoReply, NotSent
 from holdfast.engine.keys import deployment, slot_keys
 
 SALES = [f"gig-{number}" for number in range(12)]
@@ -410,10 +410,94 @@ async def test_a_node_that_was_wrongly_named_leaves(cluster: Any, tmp_path: Path
         assert (await engine.readiness()).ready
 
 
-@pytest.mark.parametrize("views", [(0, 1), (1, 0)])
-def test_of_two_nodes_that_disagree_the_later_epoch_is_right(views: tuple[int, int]) -> None:
+async def test_a_node_that_has_left_is_forgotten(cluster: Any, tmp_path: Path) -> None:
+    async with connect(cluster, tmp_path) as engine:
+        await open_sales(engine, ["gig"])
+        left = engine._servers.of("gig")
+        await asyncio.to_thread(cluster.fail_over, "gig")
+        await engine.reserve("gig", buyer="ann", quantity=1)
+
+        async def forgotten() -> bool:
+            return left not in engine._servers._servers.values()
+
+        await until(forgotten)
+        assert len(engine._servers.all()) == 3
+
+
+@pytest.mark.timeout(120)
+async def test_a_node_that_was_reset_is_not_believed(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(replicas=0, node_timeout_ms=60_000)
+    new = await asyncio.to_thread(cluster.add_node)
+    id, members = cluster.seats()[new].id, cluster.primaries
+    async with connect(cluster, tmp_path) as engine:
+        await open_sales(engine, ["gig"])
+        for node in members:
+            node.ask("CLUSTER", "FORGET", id)
+        new.ask("CLUSTER", "RESET", "HARD")
+        for node in members:
+            node.pause()
+        before = engine._servers.all()
+        try:
+            # Nobody else tells: without slots, it is no reason to forget who has them.
+            with pytest.raises(NotSent):
+                await engine._servers.follow()
+        finally:
+            for node in members:
+                node.resume()
+        assert engine._servers.all() == before
+        await engine.reserve("gig", buyer="ann", quantity=1)
+
+
+@pytest.mark.timeout(120)
+async def test_another_cluster_at_a_seeds_place_is_not_believed(
+    start_cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = start_cluster(replicas=0), start_cluster(primaries=1, replicas=0)
+    (foreign,) = theirs.nodes
+    foreign.kill()
+    # Its epochs are later than any of ours.
+    known = foreign.directory / "nodes.conf"
+    known.write_text(known.read_text().replace(" 1 connected", " 90 connected").replace("Epoch 1 ", "Epoch 90 "))
+    address = ours.address([*ours.nodes, foreign])
+    async with Engine.connect(address, store=f"sqlite:///{tmp_path / 'store.db'}") as engine:
+        await open_sales(engine, ["gig"])
+        await asyncio.to_thread(foreign.restart)
+
+        async def noticed() -> bool:
+            return str(foreign.port) in caplog.text
+
+        await until(noticed)
+        await engine.reserve("gig", buyer="ann", quantity=1)
+        assert len(engine._servers.all()) == 3
+        await engine._servers.follow()
+    assert caplog.text.count(f"{foreign.port} is none of this cluster") == 1
+
+
+def view(node: str, *claims: tuple[str, int]) -> _View:
+    """What a node tells: all slots are claimed by each of these, in this epoch."""
+    ids = frozenset(name.encode() for name in "abc")
+    return _View(node.encode(), ids, tuple((0, SLOTS - 1, _Claim(epoch, of.encode(), (of, 1))) for of, epoch in claims))
+
+
+@pytest.mark.parametrize(
+    ("looks", "owner"),
+    [
+        ([[view("a", ("a", 5)), view("b", ("b", 7))]], "b:1"),
+        ([[view("b", ("b", 7)), view("a", ("a", 5))]], "b:1"),
+        # Who has it is silent, and somebody was away for longer.
+        ([[view("b", ("b", 7))], [view("a", ("a", 5))]], "b:1"),
+        ([[view("b", ("b", 7))], [view("a")]], "b:1"),
+        ([[view("b", ("b", 7))], [view("a", ("c", 8))]], "c:1"),
+        # It says itself that it has it no longer.
+        ([[view("b", ("b", 7))], [view("a", ("a", 5)), view("b", ("a", 5))]], "a:1"),
+        # Somebody has heard of its later epoch, and not of what it has given away.
+        ([[view("a", ("a", 7)), view("b", ("a", 7)), view("c", ("b", 8))]], "a:1"),
+    ],
+)
+async def test_who_is_right(looks: list[list[_View]], owner: str) -> None:
     nodes = Cluster(addresses.read("redis+cluster://a:1"))
-    told = [[(0, SLOTS - 1, ("a", 1), 5)], [(0, SLOTS - 1, ("b", 2), 7)]]
-    nodes._take([told[at] for at in views])
-    assert [server.place for server in nodes.all()] == ["b:2"]
-    assert nodes.of("gig").place == "b:2"
+    for views in looks:
+        nodes._take(views)
+    assert [server.place for server in nodes.all()] == [owner]
+    assert nodes.of("gig").place == owner
+    await nodes.close()
