@@ -109,6 +109,9 @@ class Cluster(Servers):
         self._told: list[_View] = []
         self._nodes: set[bytes] = set()
         self._foreign: set[Place] = set()
+        #: By place, the connection on which a node is asked.
+        self._asked: dict[Place, Any] = {}
+        self._one_at_a_time = asyncio.Lock()
         self._deployment: dict[Server, str] = {}
         #: By server, the latest epoch in which it was seen to claim slots.
         self._epochs: dict[Server, int] = {}
@@ -288,18 +291,21 @@ class Cluster(Servers):
 
     async def follow(self) -> None:
         """As `Servers.follow`."""
-        self._looked, began = asyncio.get_running_loop().time(), _clock()
-        known = [self._place_of(server) for server in self._primaries]
-        asked = list(dict.fromkeys([*known, *self._seeds]))[:ASKED_MAX]
-        told = dict(zip(asked, await asyncio.gather(*map(self._tell, asked)), strict=True))
-        views = self._ours({place: view for place, view in told.items() if isinstance(view, _View)})
-        if not views:
-            errors = (error for error in told.values() if isinstance(error, Exception))
-            raise next(errors, NotSent(f"no node of the cluster at {self.place} tells who has which slots"))
-        if views != self._told:
-            self._take(views)
-            self._told = views
-        self._heard = began
+        async with self._one_at_a_time:
+            self._looked, began = asyncio.get_running_loop().time(), _clock()
+            known = [self._place_of(server) for server in self._primaries]
+            asked = list(dict.fromkeys([*known, *self._seeds]))[:ASKED_MAX]
+            told = dict(zip(asked, await asyncio.gather(*map(self._tell, asked)), strict=True))
+            for place in self._asked.keys() - told.keys():
+                await self._asked.pop(place).disconnect(nowait=True)
+            views = self._ours({place: view for place, view in told.items() if isinstance(view, _View)})
+            if not views:
+                errors = (error for error in told.values() if isinstance(error, Exception))
+                raise next(errors, NotSent(f"no node of the cluster at {self.place} tells who has which slots"))
+            if views != self._told:
+                self._take(views)
+                self._told = views
+            self._heard = began
 
     def _ours(self, views: Mapping[Place, _View]) -> list[_View]:
         """The views of nodes of this cluster: where one of them was, there may be another cluster's now."""
@@ -319,10 +325,9 @@ class Cluster(Servers):
 
     async def _tell(self, place: Place) -> _View | Exception:
         """Who has what as one node sees it, or why it does not tell."""
-        server = self._server(place) if place in self._servers else None
         try:
             async with asyncio.timeout(ANSWER_S):
-                slots, nodes = await self._answers(place, server)
+                slots, nodes = await self._answers(place)
         except (RedisError, OSError, TimeoutError) as error:
             return NotSent(f"Redis at {shown(place)} does not tell who has which slots ({type(error).__name__})")
         for answer in (slots, nodes):
@@ -335,22 +340,35 @@ class Cluster(Servers):
             claims.append((int(first), int(last), claim))
         return _View(myself, frozenset(epochs), tuple(claims))
 
-    async def _answers(self, place: Place, server: Server | None) -> tuple[Any, Any]:
-        # On a connection of its own: a seed may be a replica, which is no server of ours, and answers all the same.
-        pool = redis_asyncio.ConnectionPool(**self._node | CONNECTION, host=place[0], port=place[1])
-        connection = pool.make_connection()  # type: ignore[no-untyped-call]
+    async def _answers(self, place: Place) -> list[Any]:
+        # On a connection that is kept for this: a seed may be a replica, which is no server of ours, and answers all
+        # the same. One with TLS reads its certificates when it is made, and would hold everybody up at each look.
+        connection = self._asked.get(place)
+        if connection is None:
+            pool = redis_asyncio.ConnectionPool(**self._node | CONNECTION, host=place[0], port=place[1])
+            connection = self._asked[place] = pool.make_connection()  # type: ignore[no-untyped-call]
+        if connection.is_connected:
+            # The node may have hung up since the last look.
+            with contextlib.suppress(RedisError, OSError):
+                return await self._ask_view(connection)
+        return await self._ask_view(connection)
+
+    @staticmethod
+    async def _ask_view(connection: Any) -> list[Any]:
+        answers = []
         try:
             await connection.connect()
-            answers = []
             for command in (("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")):
                 await connection.send_command(*command)
                 try:
                     answers.append(await connection.read_response())
                 except ResponseError as error:
                     answers.append(error)
-            return answers[0], answers[1]
-        finally:
+        except BaseException:
+            # A reply that comes too late must not be the next one's.
             await connection.disconnect(nowait=True)
+            raise
+        return answers
 
     def _take(self, views: Sequence[_View]) -> None:
         """Takes up who has what; of two who say otherwise, the one with the later epoch is right.
@@ -420,6 +438,8 @@ class Cluster(Servers):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self._asked.values():
+            await connection.disconnect(nowait=True)
         for server in self._servers.values():
             await server.close()
 

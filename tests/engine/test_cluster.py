@@ -410,6 +410,26 @@ async def test_a_node_that_was_wrongly_named_leaves(cluster: Any, tmp_path: Path
         assert (await engine.readiness()).ready
 
 
+async def test_a_look_makes_no_connections(cluster: Any) -> None:
+    def made() -> list[int]:
+        return [node.info("stats")["total_connections_received"] for node in cluster.nodes]
+
+    nodes = Cluster(addresses.read(cluster.address()))
+    await nodes.start()
+    try:
+        before = made()
+        for _ in range(3):
+            await nodes.follow()
+        # Ours, with which they are asked.
+        assert [now - then for now, then in zip(made(), before, strict=True)] == [1] * 6
+        for node in cluster.nodes:
+            node.ask("CLIENT", "KILL", "TYPE", "normal")
+        await nodes.follow()
+        assert len(nodes._told) == 6
+    finally:
+        await nodes.close()
+
+
 async def test_a_node_that_has_left_is_forgotten(cluster: Any, tmp_path: Path) -> None:
     async with connect(cluster, tmp_path) as engine:
         await open_sales(engine, ["gig"])
