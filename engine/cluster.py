@@ -202,7 +202,7 @@ class Cluster(Servers):
             for at, (now, reply) in zip(moved, again, strict=True):
                 replies[at] = now, (refusal(reply) or reply) if isinstance(reply, ResponseError) else reply
         answers = await asyncio.gather(
-            *(self._in_time(there, self._asking(there, commands[at][1])) for at, there in ahead), return_exceptions=True
+            *(self.in_time(there, self._asking(there, commands[at][1])) for at, there in ahead), return_exceptions=True
         )
         for (at, _), answer in zip(ahead, answers, strict=True):
             if isinstance(answer, BaseException) and not isinstance(answer, (NotSent, NoReply, ResponseError)):

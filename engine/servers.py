@@ -144,7 +144,7 @@ class Servers:
             packed.insert(0, pack("TIME"))
         now = 0
         try:
-            heard = await self._in_time(server, server.exchange(b"".join(packed), len(packed), alone=True))
+            heard = await self.in_time(server, server.exchange(b"".join(packed), len(packed), alone=True))
             if clock:
                 now = milliseconds(heard.pop(0))
         except (NotSent, NoReply) as error:
@@ -155,7 +155,7 @@ class Servers:
             replies[at] = now, reply
         return None
 
-    async def _in_time(self, server: Server, work: Coroutine[Any, Any, T]) -> T:
+    async def in_time(self, server: Server, work: Coroutine[Any, Any, T]) -> T:
         """What a server answers; where there are others, those who ask all of them do not wait long for one that hangs.
 
         A question that is late is not given up: it may carry what others sent along with it.

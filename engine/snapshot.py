@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from holdfast.engine.connection import NoReply, NotSent
+from holdfast.engine.connection import NoReply, NotSent, Server
 from holdfast.engine.feed import Gap, read_redis
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.meters import Meters
-from holdfast.engine.servers import Servers
+from holdfast.engine.servers import Command, Servers
 from holdfast.engine.slots import Slots
 from holdfast.engine.store import Copied, Cursor, CursorMoved, Progress, Store, StoreError
 
@@ -277,62 +277,99 @@ class Snapshot:
     async def _stretches(
         self, behind: dict[str, Cursor], cursors: dict[str, Cursor], away: list[NotSent | NoReply]
     ) -> list[Copied]:
-        stretches = []
+        """The next stretch of each of these ledgers; what has none now is not `behind` any more.
+
+        The servers are asked at the same time, and one that hangs is asked for one of its ledgers only: copying waits
+        for nobody else meanwhile.
+        """
+        by_server: dict[Server, list[str]] = {}
         for name in list(behind):
             try:
-                entries = await read_redis(self._servers, slot_keys(name), cursors[name], ENTRIES_STEP, copied=True)
-            except (NotSent, NoReply) as error:
+                by_server.setdefault(self._servers.of(name), []).append(name)
+            except NotSent as error:
                 del behind[name]
                 away.append(error)
-                continue
-            except Gap:
-                where = cursors[name].floor
-                there = (await self._cursors())[name]
-                if there != cursors[name]:
-                    cursors[name] = there
-                    continue  # somebody copied or recovered it meanwhile: the next turn goes on from there
-                del behind[name]
-                self.gaps.add(name)
-                self._alarm(f"{name}: the ledger in Redis does not continue at {where}; run `holdfast recover`")
-                continue
-            except (ResponseError, LookupError, ValueError):
-                # Damaged from outside. The others are copied all the same.
-                del behind[name]
-                self._alarm(f"{name}: its ledger in Redis cannot be read; run `holdfast recover`")
-                continue
-            if entries:
-                stretches.append(Copied(name, cursors[name], entries))
-                cursors[name] = Cursor(entries[-1].epoch, entries[-1].sequence)
-            else:
-                del behind[name]  # Redis was emptied or fenced a moment ago
-        return stretches
+        found: dict[str, Copied] = {}
+
+        async def read(server: Server, names: list[str]) -> None:
+            for at, name in enumerate(names):
+                try:
+                    stretch = await self._stretch(server, name, behind, cursors)
+                except (NotSent, NoReply) as error:
+                    away.append(error)
+                    for left in names[at:] if isinstance(error, NoReply) else (name,):
+                        del behind[left]
+                    if isinstance(error, NoReply):
+                        return
+                    continue
+                if stretch is not None:
+                    found[name] = stretch
+
+        await asyncio.gather(*(read(server, names) for server, names in by_server.items()))
+        # In the order in which every process copies them.
+        return [found[name] for name in behind if name in found]
+
+    async def _stretch(
+        self, server: Server, name: str, behind: dict[str, Cursor], cursors: dict[str, Cursor]
+    ) -> Copied | None:
+        """As `_stretches`, of one ledger; raises NotSent and NoReply where its server does not answer."""
+        after = cursors[name]
+        reading = read_redis(self._servers, slot_keys(name), after, ENTRIES_STEP, copied=True)
+        try:
+            entries = await self._servers.in_time(server, reading)
+        except Gap:
+            there = (await self._cursors())[name]
+            if there != after:
+                cursors[name] = there
+                return None  # somebody copied or recovered it meanwhile: the next turn goes on from there
+            del behind[name]
+            self.gaps.add(name)
+            self._alarm(f"{name}: the ledger in Redis does not continue at {after.floor}; run `holdfast recover`")
+            return None
+        except (ResponseError, LookupError, ValueError):
+            # Damaged from outside. The others are copied all the same.
+            del behind[name]
+            self._alarm(f"{name}: its ledger in Redis cannot be read; run `holdfast recover`")
+            return None
+        if not entries:
+            del behind[name]  # Redis was emptied or fenced a moment ago
+            return None
+        cursors[name] = Cursor(entries[-1].epoch, entries[-1].sequence)
+        return Copied(name, after, entries)
 
     async def _copy(self, stretches: list[Copied]) -> int:
         if not stretches:
             return 0
         await self._store.append(stretches)
         total = 0
+        copied = {}
         for stretch in stretches:
             last = stretch.entries[-1]
-            cursor = Cursor(last.epoch, last.sequence)
+            cursor = copied[stretch.slot] = Cursor(last.epoch, last.sequence)
             total += last.sequence - stretch.after.sequence
             self._meters.copied += last.sequence - stretch.after.sequence
             self._slots.raise_floor(stretch.slot, cursor)
-            await self._trim(stretch.slot, cursor)
+        await self._trim(copied)
         return total
 
-    async def _trim(self, name: str, cursor: Cursor) -> None:
+    async def _trim(self, copied: Mapping[str, Cursor]) -> None:
         """Trims what live readers have had time for. Never at or above the cursor: only copied entries go."""
         now = asyncio.get_running_loop().time()
-        past = self._past.setdefault(name, deque())
-        past.append((now, cursor))
-        keep = Cursor(cursor.epoch, max(0, cursor.sequence - KEEP_TRANSITIONS))
-        while past and past[0][0] <= now - KEEP_MS / 1000:
-            keep = max(keep, past.popleft()[1], key=lambda c: (c.epoch, c.sequence))
-        if keep.sequence:
-            try:
-                await self._servers.call(name, "XTRIM", slot_keys(name).ledger, "MINID", "~", keep.floor)
-            except (NotSent, NoReply, RedisError):
+        commands: list[Command] = []
+        for name, cursor in copied.items():
+            past = self._past.setdefault(name, deque())
+            past.append((now, cursor))
+            keep = Cursor(cursor.epoch, max(0, cursor.sequence - KEEP_TRANSITIONS))
+            while past and past[0][0] <= now - KEEP_MS / 1000:
+                keep = max(keep, past.popleft()[1], key=lambda c: (c.epoch, c.sequence))
+            if keep.sequence:
+                commands.append((name, ("XTRIM", slot_keys(name).ledger, "MINID", "~", keep.floor)))
+        try:
+            replies = await self._servers.scatter(commands)
+        except (NotSent, NoReply) as error:
+            replies = [error] * len(commands)
+        for (name, _), reply in zip(commands, replies, strict=True):
+            if isinstance(reply, Exception):
                 log.info("the ledger of %s was not trimmed; the next snapshot will", name)
 
     def forget(self, slot: str) -> None:

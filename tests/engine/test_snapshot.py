@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from holdfast.engine import ConfigurationError, Engine, NotReady, Status
+from holdfast.engine.connection import NoReply
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.records import Definition, Entry, ItemDefinition
 from holdfast.engine.store import Copied, Cursor, CursorMoved, open_store
@@ -222,6 +223,50 @@ async def test_the_ledger_is_trimmed_below_the_cursor_only(
         assert await engine.snapshot() == 1
         told = [t.sequence for e in await engine._store.ledger("gig", Cursor(0, 0), 1000) for t in e.transitions()]
         assert told == list(range(1, 403))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("freezes", ["before it is read", "before it is trimmed"])
+async def test_a_node_that_freezes_holds_up_no_others(
+    freezes: str, start_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.engine.snapshot.KEEP_TRANSITIONS", 1)
+    cluster = start_cluster(replicas=0, node_timeout_ms=60_000)
+    frozen, well, _ = cluster.primaries
+    names = [f"gig-{number}" for number in range(30)]
+    frozen_sales = [name for name in names if cluster.primary(name) is frozen][:5]
+    others = [name for name in names if cluster.primary(name) is well][:2]
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    async with Engine.connect(cluster.address(), store=store, snapshot_ms=None, sweep=False) as engine:
+        for name in (*frozen_sales, *others):
+            await engine.create_sale(name, name=name, capacity=10, hold_ms=60_000)
+            for buyer in ("ann", "bob"):
+                await engine.reserve(name, buyer=buyer, quantity=1)
+        before = freezes == "before it is read"
+        owner, step = (engine._snapshot, "_behind") if before else (engine._store, "append")
+        real = getattr(owner, step)
+
+        async def and_freeze(*args: Any) -> Any:
+            found = await real(*args)
+            monkeypatch.setattr(owner, step, real)
+            frozen.pause()
+            return found
+
+        monkeypatch.setattr(owner, step, and_freeze)
+        try:
+            async with asyncio.timeout(4):
+                if before:
+                    with pytest.raises(NoReply):
+                        await engine._snapshot.run()
+                else:
+                    await engine._snapshot.run()
+            told = await engine._store.cursors()
+            copied = {name for name in (*frozen_sales, *others) if told[name].cursor.sequence == 3}
+            assert copied == {*others, *(frozen_sales if not before else ())}
+        finally:
+            frozen.resume()
+        await engine.snapshot()
+        assert {progress.cursor.sequence for progress in (await engine._store.cursors()).values()} == {3}
 
 
 async def test_while_the_store_is_away_selling_goes_on_and_is_copied_later(
