@@ -60,10 +60,9 @@ class Memory:
             if isinstance(info, Exception):
                 raise info
 
-    @staticmethod
-    async def _ask(server: Server) -> dict[str, str]:
+    async def _ask(self, server: Server) -> dict[str, str]:
         try:
-            return await server.info("memory")
+            return await self._servers.in_time(server, server.info("memory"))
         except RedisError:
             return {}  # not allowed to be asked, which the start has warned of
 

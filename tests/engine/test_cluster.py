@@ -208,6 +208,25 @@ async def test_what_was_moved_to_a_node_that_hangs_holds_nobody_up(start_cluster
         await nodes.close()
 
 
+@pytest.mark.timeout(60)
+async def test_the_memory_of_others_is_looked_at_beside_a_node_that_hangs(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(replicas=0, node_timeout_ms=60_000)
+    async with connect(cluster, tmp_path) as engine:
+        hanging, full, well = one_on_each(cluster)
+        await open_sales(engine, [hanging, full, well])
+        cluster.primary(hanging).pause()
+        try:
+            cluster.primary(full).ask("CONFIG", "SET", "maxmemory", "1mb")
+            async with asyncio.timeout(4):
+                with pytest.raises(NoReply):
+                    await engine._memory.run()
+            with pytest.raises(NotReady, match="reserving goes on"):
+                await engine.reserve(full, buyer="ann", quantity=1)
+            await engine.reserve(well, buyer="ann", quantity=1)
+        finally:
+            cluster.nodes[0].resume()
+
+
 async def test_what_is_being_moved_is_asked_for_together(cluster: Any) -> None:
     nodes = Cluster(addresses.read(cluster.address()))
     await nodes.start()
