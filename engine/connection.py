@@ -420,12 +420,17 @@ class Server:
 
         Raises
         ------
-        NotSent: nobody knows where to. RedisError, OSError: nobody is there.
+        NotSent: nobody knows where to. RedisError, OSError: nobody is there, or does not answer in time.
         """
         connection = self.pool.make_connection()  # type: ignore[no-untyped-call]
-        if self._locate is not None:
-            connection.host, connection.port = await self._locate()
-        await connection.connect()
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                if self._locate is not None:
+                    connection.host, connection.port = await self._locate()
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
         return connection
 
     async def _connect(self, connection: Any) -> None:

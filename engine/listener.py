@@ -21,7 +21,7 @@ log = logging.getLogger("holdfast.listener")
 #: Seconds before the subscription is tried again after it was lost.
 RETRY_S = 1.0
 
-#: Seconds between two looks for servers that have come or gone.
+#: Seconds between two looks for servers that have come or gone, or were replaced.
 FOLLOW_S = 1.0
 
 #: What the parser answers when a message is not complete yet.
@@ -116,12 +116,20 @@ class Listener:
     async def _listen(self) -> None:
         await self.enable()
         connection = await self._server.connect_apart()
+        generation = self._server.generation
         try:
             if not Wire.fits(connection):
                 await asyncio.Event().wait()  # a fake, which announces nothing
             ears = _Ears(connection, self.subscribed, self._heard)
             ears.send(pack("PSUBSCRIBE", EXPIRED_EVENTS))
-            await ears.lost
+            # Who died without a word closes nothing, and announces nothing any more.
+            try:
+                while self._server.generation == generation:
+                    if (await asyncio.wait({ears.lost}, timeout=FOLLOW_S))[0]:
+                        ears.lost.result()
+            finally:
+                ears.lost.cancel()
+            raise NotSent("another server has taken its place")
         finally:
             await connection.disconnect(nowait=True)
 

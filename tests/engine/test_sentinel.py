@@ -87,6 +87,21 @@ async def test_a_primary_that_was_away_is_not_believed(start_sentinels: Any, tmp
 
 
 @pytest.mark.timeout(120)
+async def test_it_listens_to_the_next_primary_after_a_silent_death(start_sentinels: Any, tmp_path: Path) -> None:
+    group = start_sentinels()
+    async with connect(group, tmp_path) as engine:
+        await engine._listeners.subscribed()
+        old = group.primary()
+        # Its connections stay open, and nothing comes on them.
+        old.pause()
+        new = await asyncio.to_thread(group.wait_failed_over, old)
+        async with asyncio.timeout(20):
+            while not new.ask("PUBSUB", "NUMPAT"):
+                await asyncio.sleep(0.05)
+        assert old.paused
+
+
+@pytest.mark.timeout(120)
 async def test_it_follows_a_failover_by_order(start_sentinels: Any, tmp_path: Path) -> None:
     group = start_sentinels(min_replicas_to_write=1)
     async with connect(group, tmp_path, replicas=2) as engine:
