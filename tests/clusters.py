@@ -511,6 +511,12 @@ class Cluster(_Group):
             time.sleep(pause_s)
         self.end_move(name, old, to)
 
+    def migrate(self, name: str | int, to: Node) -> None:
+        """Moves the slot of a sale as Valkey 9 does: in one piece, beside the selling (CLUSTER MIGRATESLOTS)."""
+        slot, old = hash_slot(name), self.primary(name)
+        old.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", self.seats()[to].id)
+        until(f"slot {slot} has moved", lambda: self.primary(slot) is to)
+
     def add_node(self) -> Node:
         """A new primary without slots, that all know."""
         old = self.running

@@ -267,6 +267,13 @@ def cluster(shared_cluster: Any) -> Any:
 
 
 @pytest.fixture
+def valkey_cluster(shared_valkey_cluster: Any) -> Any:
+    """As `cluster`, of Valkey's servers."""
+    shared_valkey_cluster.empty()
+    return shared_valkey_cluster
+
+
+@pytest.fixture
 def sentinels(shared_sentinels: Any) -> Any:
     """An empty primary with two replicas and three sentinels. Who fails it over starts their own."""
     shared_sentinels.empty()

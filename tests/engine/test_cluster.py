@@ -175,6 +175,22 @@ async def test_slots_move_while_everybody_buys(cluster: Any, tmp_path: Path) -> 
         await shoppers.kept(engine, busy, "memory")
 
 
+async def test_slots_move_as_valkey_moves_them(valkey_cluster: Any, tmp_path: Path) -> None:
+    cluster = valkey_cluster
+    async with connect(cluster, tmp_path) as engine:
+        names = one_on_each(cluster)
+        await open_sales(engine, names)
+        async with shoppers.Shoppers(engine, names) as busy:
+            for name in names:
+                await busy.more(name)
+                nodes = cluster.primaries
+                to = nodes[(nodes.index(cluster.primary(name)) + 1) % len(nodes)]
+                await asyncio.to_thread(cluster.migrate, name, to)
+                await busy.more(name)
+        assert not busy.put_off, busy.put_off
+        await shoppers.kept(engine, busy, "memory")
+
+
 async def test_scripts_that_were_flushed_are_loaded_again(cluster: Any, tmp_path: Path) -> None:
     async with connect(cluster, tmp_path) as engine:
         names = one_on_each(cluster)
