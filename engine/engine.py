@@ -106,6 +106,9 @@ REPLICAS_DEFAULT = 1
 #: Where an engine without an address keeps its Redis, its store and its secret.
 DATA_DIR_DEFAULT = Path("holdfast-data")
 
+#: Seconds for which a listing of sales waits for those that cannot be read, all together: a node may hang.
+LISTING_S = 2.0
+
 #: Seconds between two tries to reach Redis at the start.
 REACH_PAUSE_S = 0.25
 
@@ -542,14 +545,16 @@ class Engine:
         checks.page_limit(limit)
         (after,) = _position(cursor, str) or ("",)
         rows = await self._stored(self._store.sales(str(after), limit + 1))
-        items = await asyncio.gather(*(self._listed(row) for row in rows[:limit]))
+        until = asyncio.get_running_loop().time() + LISTING_S
+        items = await asyncio.gather(*(self._listed(row, until) for row in rows[:limit]))
         return Page(tuple(items), _cursor(rows[limit - 1].id) if len(rows) > limit else None)
 
-    async def _listed(self, stored: StoredSale) -> Sale:
-        """A sale of a listing: one that cannot be read now is listed all the same, with nothing to sell."""
+    async def _listed(self, stored: StoredSale, until: float) -> Sale:
+        """A sale of a listing: one that cannot be read by then is listed all the same, with nothing to sell."""
         try:
-            return await self.sale(stored.id)
-        except NotReady:
+            async with asyncio.timeout_at(until):
+                return await self.sale(stored.id)
+        except (NotReady, TimeoutError):
             none = " ".join("0 0 0" for _ in stored.known.items)
             return replace(stored.known.sale(none, 0, stored.cursor.sequence), ready=False)
 

@@ -243,6 +243,25 @@ async def test_the_memory_of_others_is_looked_at_beside_a_node_that_hangs(start_
             cluster.nodes[0].resume()
 
 
+@pytest.mark.timeout(60)
+async def test_sales_are_listed_beside_a_node_that_hangs(start_cluster: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(replicas=0, node_timeout_ms=60_000)
+    async with connect(cluster, tmp_path) as engine:
+        await open_sales(engine, SALES, capacity=3)
+        await engine.create_sale("wide", name="Wide", capacity=12, shards=3)
+        hanging = cluster.primaries[0]
+        away = {name for name in SALES if cluster.primary(name) is hanging}
+        hanging.pause()
+        try:
+            async with asyncio.timeout(6):
+                listed = (await engine.sales(limit=500)).items
+        finally:
+            hanging.resume()
+        assert {sale.id for sale in listed if not sale.ready} - {"wide"} == away
+        assert {sale.items[0].available for sale in listed if sale.ready and sale.id != "wide"} == {3}
+        assert len(listed) == len(SALES) + 1
+
+
 async def test_what_is_being_moved_is_asked_for_together(cluster: Any) -> None:
     nodes = Cluster(addresses.read(cluster.address()))
     await nodes.start()
