@@ -294,14 +294,19 @@ class Cluster(Servers):
         async with self._one_at_a_time:
             self._looked, began = asyncio.get_running_loop().time(), _clock()
             known = [self._place_of(server) for server in self._primaries]
-            asked = list(dict.fromkeys([*known, *self._seeds]))[:ASKED_MAX]
-            told = dict(zip(asked, await asyncio.gather(*map(self._tell, asked)), strict=True))
-            for place in self._asked.keys() - told.keys():
+            places = list(dict.fromkeys([*known, *self._seeds]))
+            for place in self._asked.keys() - places:
                 await self._asked.pop(place).disconnect(nowait=True)
-            views = self._ours({place: view for place, view in told.items() if isinstance(view, _View)})
+            views: list[_View] = []
+            failure: Exception = NotSent(f"no node of the cluster at {self.place} tells who has which slots")
+            # The others only when none of the first tells.
+            while places and not views:
+                asked, places = places[:ASKED_MAX], places[ASKED_MAX:]
+                told = dict(zip(asked, await asyncio.gather(*map(self._tell, asked)), strict=True))
+                views = self._ours({place: view for place, view in told.items() if isinstance(view, _View)})
+                failure = next((error for error in told.values() if isinstance(error, Exception)), failure)
             if not views:
-                errors = (error for error in told.values() if isinstance(error, Exception))
-                raise next(errors, NotSent(f"no node of the cluster at {self.place} tells who has which slots"))
+                raise failure
             if views != self._told:
                 self._take(views)
                 self._told = views
@@ -396,7 +401,8 @@ class Cluster(Servers):
         servers = {place: self._server(place) for place in {claim.place for claim in best if claim}}
         self._owners = [servers[claim.place] if claim else None for claim in best]
         self._primaries = tuple(servers[place] for place in sorted(servers))
-        for epoch, _, place in sorted({claim for claim in best if claim}):
+        latest = {claim.place: claim.epoch for claim in sorted({claim for claim in best if claim})}
+        for place, epoch in latest.items():
             self._claimed(servers[place], epoch)
         for server in before:
             if server not in self._primaries:

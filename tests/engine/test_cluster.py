@@ -484,6 +484,22 @@ async def test_a_look_makes_no_connections(cluster: Any) -> None:
         await nodes.close()
 
 
+async def test_others_are_asked_when_none_of_the_first_tells(
+    start_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.engine.cluster.ASKED_MAX", 1)
+    cluster = start_cluster(replicas=0, node_timeout_ms=60_000)
+    nodes = Cluster(addresses.read(cluster.address()))
+    await nodes.start()
+    first = next(node for node in cluster.nodes if nodes.all()[0].place.endswith(f":{node.port}"))
+    first.pause()
+    try:
+        await nodes.follow()
+    finally:
+        first.resume()
+        await nodes.close()
+
+
 async def test_a_node_that_has_left_is_forgotten(cluster: Any, tmp_path: Path) -> None:
     async with connect(cluster, tmp_path) as engine:
         await open_sales(engine, ["gig"])
