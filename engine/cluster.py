@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis.asyncio as redis_asyncio
@@ -113,8 +113,8 @@ class Cluster(Servers):
         self._asked: dict[Place, Any] = {}
         self._one_at_a_time = asyncio.Lock()
         self._deployment: dict[Server, str] = {}
-        #: By server, the latest epoch in which it was seen to claim slots.
-        self._epochs: dict[Server, int] = {}
+        #: By slot, the number of the last change in that, out of the servers' generations.
+        self._changes: list[int] = [0] * SLOTS
         self._looking: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._looked = 0.0
@@ -141,9 +141,10 @@ class Cluster(Servers):
         return server
 
     def generation(self, slot: str) -> int:
-        """As `Servers.generation`."""
-        server = self._owners[number(slot)]
-        return 0 if server is None else server.generation
+        """As `Servers.generation`: also when a server has a slot again, or in a later epoch."""
+        at = number(slot)
+        server = self._owners[at]
+        return 0 if server is None else max(server.generation, self._changes[at])
 
     def deployment_key(self, server: Server) -> str:
         """As `Servers.deployment_key`: a key in one of the server's own slots.
@@ -165,8 +166,10 @@ class Cluster(Servers):
         """As `Servers.call`. While a slot is being moved, what has gone ahead is asked for there."""
         await self._catch_up()
         server = self.of(slot)
+        if generation is not None and generation != self.generation(slot):
+            raise NotSent("another server has this sale's slot now")
         try:
-            return await server.call(*command, generation=generation)
+            return await server.call(*command)
         except Elsewhere as elsewhere:
             there = self._elsewhere(server, elsewhere)
             if not elsewhere.once:
@@ -234,6 +237,7 @@ class Cluster(Servers):
         server = self._server(place)
         if not elsewhere.once:
             self._owners[elsewhere.slot] = server
+            self._changes[elsewhere.slot] = next(self._generations)
             if server not in self._primaries:
                 self._primaries = (*self._primaries, server)
             # What the nodes told before may be what they tell again, and is taken up all the same.
@@ -396,35 +400,24 @@ class Cluster(Servers):
                 other = best[slot]
                 if other is None or other.epoch < known.epoch:
                     best[slot] = known
+        # A later epoch of the same claim, too: somebody else may have had the slot meanwhile, and the one that has it
+        # again lacks what that one did. Or it was given other slots: then nothing comes of it but another check.
+        change = next(self._generations)
+        for slot, (known, new) in enumerate(zip(self._claims, best, strict=True)):
+            if new != known:
+                self._changes[slot] = change
         self._claims = best
         before = self._primaries
         servers = {place: self._server(place) for place in {claim.place for claim in best if claim}}
         self._owners = [servers[claim.place] if claim else None for claim in best]
         self._primaries = tuple(servers[place] for place in sorted(servers))
-        latest = {claim.place: claim.epoch for claim in sorted({claim for claim in best if claim})}
-        for place, epoch in latest.items():
-            self._claimed(servers[place], epoch)
         for server in before:
             if server not in self._primaries:
                 log.warning("%s has no slots of the cluster any more", server.place)
                 # What hangs in it is sent to whoever has the slots now.
-                self._meanwhile(self._leave(server))
-
-    def _claimed(self, server: Server, epoch: int) -> None:
-        """A later epoch at the same place: another node may have had the slots meanwhile, and this one lacks what that
-        one did. Or it was given more slots: then nothing comes of it but another check.
-        """
-        known = self._epochs.setdefault(server, epoch)
-        if epoch > known:
-            self._epochs[server] = epoch
-            log.info("%s has its slots in a later epoch: it is checked before it is used", server.place)
-            server.renew()
-            self._meanwhile(server.abandon())
-
-    def _meanwhile(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+                leaving = asyncio.create_task(self._leave(server))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
 
     async def _leave(self, server: Server) -> None:
         await asyncio.sleep(GRACE_S)
@@ -435,7 +428,6 @@ class Cluster(Servers):
         if server not in self._primaries:
             self._servers = {place: each for place, each in self._servers.items() if each is not server}
             self._deployment.pop(server, None)
-            self._epochs.pop(server, None)
             await server.close()
 
     async def close(self) -> None:

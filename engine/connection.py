@@ -231,10 +231,6 @@ class Server:
         connection.generation = self.generation
         self.connects += 1
 
-    def renew(self) -> None:
-        """Is another server from now on, to whoever knows something of its data; `abandon` is to follow."""
-        self.generation = next(self._generations)
-
     async def abandon(self) -> None:
         """Gives up every connection: what is under way on them hears NoReply. The next call makes new ones."""
         if self._opening is not None:

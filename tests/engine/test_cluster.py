@@ -385,6 +385,25 @@ async def test_a_process_that_stood_still_meets_its_node_anew(
             await asleep.reserve("gig", buyer="eve", quantity=1)
 
 
+async def test_a_later_epoch_is_no_other_server(cluster: Any, tmp_path: Path) -> None:
+    async with connect(cluster, tmp_path) as engine:
+        nodes, node = engine._servers, min(cluster.primaries, key=lambda node: cluster.seats()[node].epoch)
+        name = next(name for name in SALES if cluster.primary(name) is node)
+        await open_sales(engine, [name])
+        before, server = nodes.generation(name), nodes.of(name)
+        waiting = asyncio.create_task(server.call("WAIT", 99, 1500))
+        # As when it is given more slots. What is under way there is not given up, and the sale is checked again.
+        assert node.ask("CLUSTER", "BUMPEPOCH").startswith(b"BUMPED")
+
+        async def noticed() -> bool:
+            return nodes.generation(name) != before
+
+        await until(noticed)
+        await engine.reserve(name, buyer="ann", quantity=1)
+        assert nodes.of(name) is server
+        assert await waiting == 1
+
+
 @pytest.mark.timeout(120)
 async def test_a_primary_that_comes_back_empty_sells_nothing(start_cluster: Any, tmp_path: Path) -> None:
     cluster = start_cluster(replicas=0, node_timeout_ms=1_000)
