@@ -117,6 +117,7 @@ class Cluster(Servers):
         self._changes: list[int] = [0] * SLOTS
         self._looking: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._looked = 0.0
         #: When the last look began that was answered, by `_clock`.
         self._heard = float("-inf")
@@ -262,8 +263,8 @@ class Cluster(Servers):
     # -- who has what ----------------------------------------------------------------------------------------------
 
     def _look_soon(self) -> None:
-        """Has somebody look who has what, unless somebody does."""
-        if self._looking is None:
+        """Has somebody look who has what, unless somebody does, or nobody needs to know any more."""
+        if self._looking is None and not self._closed:
             self._looking = asyncio.create_task(self._look())
 
     async def _look(self) -> None:
@@ -288,8 +289,8 @@ class Cluster(Servers):
             if _clock() - self._heard <= STALE_S:
                 return
             self._look_soon()
-            assert self._looking is not None
-            await asyncio.wait({self._looking})
+            if self._looking is not None:
+                await asyncio.wait({self._looking})
         if _clock() - self._heard > STALE_S:
             raise NotSent(f"no node of the cluster at {self.place} tells who has which slots")
 
@@ -432,6 +433,8 @@ class Cluster(Servers):
 
     async def close(self) -> None:
         """As `Servers.close`."""
+        self._closed = True
+        await self._give_up_late()
         tasks = [task for task in (self._looking, *self._leaving) if task is not None]
         for task in tasks:
             task.cancel()

@@ -55,7 +55,7 @@ class Servers:
     def __init__(self, one: Server) -> None:
         self.one = one
         self.place = one.place
-        #: Questions that were not answered in time, and still wait.
+        #: Questions to one of several servers that still wait, in time or not.
         self._late: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -163,10 +163,11 @@ class Servers:
         if len(self.all()) == 1:
             return await work
         asked = asyncio.create_task(work)
+        # From here on: whoever asks may be cancelled.
+        self._late.add(asked)
+        asked.add_done_callback(self._heard_late)
         done, _ = await asyncio.wait({asked}, timeout=OTHERS_WAIT_S)
         if not done:
-            self._late.add(asked)
-            asked.add_done_callback(self._heard_late)
             raise NoReply(f"Redis at {server.place} does not answer within {OTHERS_WAIT_S:g} s")
         return asked.result()
 
@@ -175,12 +176,19 @@ class Servers:
         if not asked.cancelled():
             asked.exception()
 
+    async def _give_up_late(self) -> None:
+        late = list(self._late)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
     async def meet(self) -> None:
         """Meets the servers that are there now; see `Server.meet`."""
         await asyncio.gather(*(server.meet() for server in self.all()))
 
     async def close(self) -> None:
         """Closes every connection."""
+        await self._give_up_late()
         for server in self.all():
             await server.close()
 
