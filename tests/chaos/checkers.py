@@ -242,12 +242,17 @@ _Had = tuple[Operation, Lines, int, int]
 
 def _surely_had(sale: _Sale) -> Iterator[_Had]:
     """Tickets that the end knows, as their buyers surely had them: from the answer to whatever may have ended them."""
-    for id, given in sale.given.items():
-        ticket = sale.final.tickets.get(id)
+    for id in sale.given:
+        ticket, about = sale.final.tickets.get(id), sale.about[id]
         if ticket is None:
             continue
+        # A hold that was lost is made anew when it is asked for again with its key: the ticket of the end is had since
+        # the answer that told of that one.
+        told = [each for each in about if each.call is Call.RESERVE and each.outcome is Outcome.DONE]
+        given = next((each for each in told if each.answer["expires_at"] == ticket["expires_at"]), None)
+        if given is None:
+            continue
         assert given.ended is not None
-        about = sale.about[id]
         lines = lines_of(given.answer["lines"])
         if ticket["status"] == PURCHASED:
             yield given, lines, given.ended, linearizability.NEVER

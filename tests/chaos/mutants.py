@@ -151,7 +151,7 @@ MUTANTS = (
         "never-swept",
         "holds that have run out are swept",
         "engine/sweeper.py",
-        "if not isinstance(head, Exception) and head and _score(head) <= now:",
+        "if head and not isinstance(head, Exception) and left_s <= 0:",
         "if False:",
         "E",
         workloads.left_to_expire,

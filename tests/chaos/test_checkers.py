@@ -195,6 +195,22 @@ def test_units_that_nobody_has_have_leaked() -> None:
     assert "C" in letters((operations, wrong))
 
 
+def test_a_hold_that_was_lost_and_made_anew_by_its_key_was_not_had_in_between() -> None:
+    operations, final = run()
+    made = [
+        o
+        for o in operations
+        if o.call is Call.RESERVE and o.outcome is Outcome.DONE and o.answer["id"] in final.tickets
+    ]
+    last = max(made, key=lambda o: o.ended or 0)
+    first = min(o.begun for o in operations)
+    # A failover has lost what was answered then, with its deadline.
+    lost_hold = last.answer | {"expires_at": made[0].answer["expires_at"]}
+    before = replace(last, begun=first, ended=first + 1, answer=lost_hold)
+    assert lost_hold["expires_at"] != last.answer["expires_at"]
+    assert oversold([before, *operations], [final]) == 0
+
+
 def test_units_beyond_capacity_are_counted() -> None:
     operations, final = more_than_there_is(run())
     assert oversold(operations, [final]) >= 1
