@@ -34,7 +34,7 @@ _LEASE = re.compile(r"^hf:\{([^}]+)\}:lease:(.+)$")
 #: Which store this Redis belongs to. Asked at the start and by whoever asks whether all is ready; no slot's.
 DEPLOYMENT = "hf:deployment"
 
-#: Slots whose tags are kept.
+#: Slots whose tags and keys are kept.
 _TAGS_KEPT = 65_536
 
 #: The pub/sub pattern of Redis' own announcements that a key's TTL has run out, on every database.
@@ -71,6 +71,7 @@ def tag(slot: str) -> str:
     return next(tag for tag in tags if (key_slot(tag.encode()) - place) % REDIS_CLUSTER_HASH_SLOTS <= NEAR)
 
 
+@lru_cache(_TAGS_KEPT)
 def slot_keys(slot: str) -> SlotKeys:
     """The keys of the slot of this name."""
     prefix = f"hf:{{{tag(slot)}}}:"

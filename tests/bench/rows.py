@@ -553,7 +553,12 @@ def _batch(sample: Sample) -> float:
 
 def scale_nodes(bench: Bench) -> list[Figure]:
     figures = []
-    for kind, told in ((scale.SATURATED, "saturated"), (scale.STEADY, "half of that")):
+    kinds = (
+        (scale.SATURATED, "saturated"),
+        (scale.EVEN, "as much for each node"),
+        (scale.STEADY, "half of saturated"),
+    )
+    for kind, told in kinds:
         one = scale.nodes_run(1, kind)
         for nodes in scale.NODES:
             run = scale.nodes_run(nodes, kind)

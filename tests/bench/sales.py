@@ -57,9 +57,9 @@ BUYING_PAUSE_S = 0.2
 HELD_UNITS = 240
 HELD_MS = 24 * 3600 * 1000
 
-#: Seconds until what the load has left behind is folded into the store, and for which nothing is done then.
-IDLE_AFTER_S = 3.0
-IDLE_S = 3.0
+#: Seconds after the load until what it has left behind is done, and for which nothing is done then.
+IDLE_AFTER_S = 2.0
+IDLE_S = 5.0
 
 #: Sales are spread evenly over this many parts of the slots, and so over any number of nodes that divides it.
 PARTS = 6
@@ -278,6 +278,10 @@ class Load:
             now["file"] += info.get("aof_current_size", 0)
         return now
 
+    async def folded(self) -> None:
+        """Returns when the store has all of it, in its tickets, too."""
+        await self._engine.snapshot()
+
     async def counted(self) -> int:
         """Units that Redis has as sold."""
         return sum([(await self._engine.sale(name)).items[0].purchased for name in self._names])
@@ -338,10 +342,15 @@ async def main(options: Options) -> dict[str, Any]:
         trial = await next(iter(loads.values())).saturated(options.seconds)
         rate = LOAD * trial["count"] / trial["seconds"]
         samples: dict[str, dict[str, list[dict[str, Any]]]] = {
-            name: {"steady": [], "saturated": [], "all held": []} for name in loads
+            name: {"even": [], "steady": [], "saturated": [], "all held": []} for name in loads
         }
+        most = max(len(side.nodes) for side in options.sides.values())
         for turn in turns(list(loads), options.rounds):
             load, kept = loads[turn], samples[turn]
+            if not options.units:
+                # Each node has what it has where all of that is spread over most nodes.
+                part = len(options.sides[turn].nodes) / most
+                kept["even"].append(await load.steady(rate * part, options.seconds))
             kept["steady"].append(await load.steady(rate, options.seconds))
             kept["saturated"].append(await load.saturated(options.seconds))
             if options.units:
@@ -362,6 +371,8 @@ async def main(options: Options) -> dict[str, Any]:
 
 async def _idle(loads: Mapping[str, Load]) -> dict[str, dict[str, float]]:
     """The shares of a core that servers, and engines on the mean, use while nobody comes."""
+    for load in loads.values():
+        await load.folded()
     await asyncio.sleep(IDLE_AFTER_S)
     before = {name: load.now() for name, load in loads.items()}
     await asyncio.sleep(IDLE_S)

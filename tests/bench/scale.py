@@ -39,7 +39,8 @@ ROUNDS_TIMES = 2
 #: Seconds for all turns of a row on a busy machine.
 SECONDS_MAX = 900.0
 
-CALM, STEADY, SATURATED, HELD, IDLE, LAST = "calm", "steady", "saturated", "all held", "idle", "sold out"
+CALM, EVEN, STEADY, SATURATED = "calm", "even", "steady", "saturated"
+HELD, IDLE, LAST = "all held", "idle", "sold out"
 
 
 def nodes_run(nodes: int, kind: str) -> Run:
@@ -113,7 +114,7 @@ def _take_turns(bench: Bench, sides: Mapping[str, tuple[int, int, int]], units: 
         }  # fmt: skip
         result = run_module("sales", options, bench.cores.server, seconds_max=SECONDS_MAX)
     for name in sides:
-        for kind in (STEADY, SATURATED):
+        for kind in (STEADY, SATURATED) if units else (EVEN, STEADY, SATURATED):
             _keep(bench, Run(name, kind), result["samples"][name][kind])
         bench.samples[Run(name, IDLE)] = [Sample(1, 1, result["idle"][name])]
         if units:
