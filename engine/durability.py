@@ -124,13 +124,16 @@ class Assurance:
             self._look = None
             self._looked_for_store = asyncio.get_running_loop().time()
 
-    async def require(self, level: Durability, slot: str | None = None, *, anew: bool = False) -> None:
+    async def require(
+        self, level: Durability, slot: str | None = None, *, anew: bool = False, patient: bool = False
+    ) -> None:
         """Returns when payments can be had at this level.
 
         Parameters
         ----------
         slot: in which it is wanted; None is in all of them.
         anew: what was found out before does not count.
+        patient: somebody waits, as for any call, while the server is replaced.
 
         Raises
         ------
@@ -143,11 +146,17 @@ class Assurance:
             if anew or self._snapshot.away is not None:
                 await self._find_store()
             return
-        try:
-            for server in self._servers.all() if slot is None else (self._servers.of(slot),):
-                await self._require_of(server, level, anew)
-        except (NotSent, NoReply) as error:
-            raise NotReady(str(error)) from error
+        time_now = asyncio.get_running_loop().time
+        give_up = time_now() + (self._servers.patience_s if patient else 0.0)
+        while True:
+            try:
+                for server in self._servers.all() if slot is None else (self._servers.of(slot),):
+                    await self._require_of(server, level, anew)
+                return
+            except (NotSent, NoReply) as error:
+                if time_now() >= give_up:
+                    raise NotReady(str(error)) from error
+            await asyncio.sleep(AGAIN_S)
 
     async def require_somewhere(self, level: Durability) -> None:
         """Returns when payments can be had at this level at one server at least. Of the others it is logged why not:

@@ -785,7 +785,7 @@ class Engine:
         waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         slot, id = await self._locate(ticket)
         level = self._level(slot, durability)
-        await self._assurance.require(level, slot.name)
+        await self._assurance.require(level, slot.name, patient=True)
         assured = self._assured(waiter, slot, level)
         slot.confirms.put(self._payment(id, assured, self._who(buyer), ticket, reference, key, declined))
         return await waiter
@@ -846,7 +846,7 @@ class Engine:
                 return await self._confirm_many_in_shards(found, entries, durability)
             slot = found
             level = self._level(slot, durability)
-            await self._assurance.require(level, slot.name)
+            await self._assurance.require(level, slot.name, patient=True)
         except NotReady as error:
             return [error] * len(entries)
         calls, waiters = self._calls(entries, call)
@@ -871,7 +871,7 @@ class Engine:
         by_name = {slot.name: slot for slot in family.slots}
         level = self._level(family.slots[0], durability)
         for slot in family.slots:
-            await self._assurance.require(level, slot.name)
+            await self._assurance.require(level, slot.name, patient=True)
         calls, waiters = self._calls(entries, call)
         for slot, of_slot in _by_slot(calls).items():
             slot.confirms.put_all(of_slot)

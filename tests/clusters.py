@@ -515,7 +515,14 @@ class Cluster(_Group):
         """Moves the slot of a sale as Valkey 9 does: in one piece, beside the selling (CLUSTER MIGRATESLOTS)."""
         slot, old = hash_slot(name), self.primary(name)
         old.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", self.seats()[to].id)
-        until(f"slot {slot} has moved", lambda: self.primary(slot) is to)
+
+        def moved() -> bool:
+            # For a moment nobody says that it has it.
+            with contextlib.suppress(LookupError):
+                return self.primary(slot) is to
+            return False
+
+        until(f"slot {slot} has moved", moved)
 
     def add_node(self) -> Node:
         """A new primary without slots, that all know."""

@@ -29,7 +29,7 @@ from holdfast.engine import (
 )
 from holdfast.engine import durability as durability_module
 from holdfast.engine import health as health_module
-from holdfast.engine.connection import Server
+from holdfast.engine.connection import NotSent, Server
 from holdfast.engine.keys import slot_keys
 from holdfast.engine.store import StoreError
 from holdfast.engine.store.sqlite import SqliteStore
@@ -184,8 +184,8 @@ async def test_a_server_that_comes_back_with_other_settings_does_not_give_fsync(
         ticket = await engine.reserve("gig", buyer="ann", quantity=1)
         require = engine._assurance.require
 
-        async def restarted(level: Durability, slot: str) -> None:
-            await require(level, slot)
+        async def restarted(level: Durability, slot: str, **how: Any) -> None:
+            await require(level, slot, **how)
             monkeypatch.setattr(engine._assurance, "require", require)
             server.kill()
             server._options = EVERYSEC
@@ -444,6 +444,25 @@ async def test_a_payment_that_was_lost_and_cannot_be_made_again_is_not_known(
     monkeypatch.setattr(gig._assurance, "_prove", replaced)
     with pytest.raises(OutcomeUnknown):
         await gig.confirm(held.id, buyer="ann", key="k", durability=Durability.STORED)
+
+
+async def test_a_payment_waits_for_a_server_that_is_replaced_before_its_level_is_known(
+    gig: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the next primary can give it is asked for as long as any call is sent again."""
+    held = await gig.reserve("gig", buyer="ann", quantity=1)
+    require, asked = gig._assurance._require_of, []
+
+    async def away_at_first(*args: Any) -> None:
+        asked.append(args)
+        if len(asked) == 1:
+            raise NotSent("Redis cannot be reached")
+        await require(*args)
+
+    monkeypatch.setattr(gig._assurance, "_require_of", away_at_first)
+    with pytest.raises(DurabilityUnavailable, match="appendfsync"):
+        await gig.confirm(held.id, buyer="ann", durability=Durability.FSYNC)
+    assert len(asked) == 2
 
 
 async def test_a_connection_to_a_server_that_is_not_the_primary_any_more_is_not_used(gig: Engine) -> None:

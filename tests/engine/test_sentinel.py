@@ -139,6 +139,9 @@ async def test_it_follows_while_a_replica_does_not(start_sentinels: Any, tmp_pat
     # What the old one sells until then is lost; the store must not have it.
     async with connect(group, tmp_path, snapshot_ms=None) as engine:
         await open_sales(engine)
+        async with asyncio.timeout(20):
+            while not all(node.ask("EXISTS", f"hf:{{{sale}}}:sale") for node in group.nodes for sale in SALES):
+                await asyncio.sleep(0.02)
         leader.ask("SENTINEL", "FAILOVER", group.NAME)
         async with asyncio.timeout(20):
             while (port := promoted()) is None:
