@@ -51,25 +51,30 @@ for node; do
 done
 
 # Who is well, as one node sees it: id, address, flags, whom it follows, three figures, the link, and slots if it has any.
-seen() { at "$1" cluster nodes | grep -v ' [a-z,]*fail[ ,]'; }
-for node; do
-    id=$(at "$node" cluster myid)
-    if seen "$1" | grep -q "^$id .*master.* connected$"; then
-        least=$(seen "$1" | awk '
-            $3 ~ /master/ && NF > 8 { followers[$1] += 0 }
-            $3 ~ /slave/ { followers[$4]++ }
-            END { for (id in followers) print followers[id], id }' | sort -n | sed -n '1s/.* //p')
-        echo "$node follows $least: $(at "$node" cluster replicate "$least")"
-        # The next one reckons with it.
-        until seen "$1" | grep -q "^$id .*slave $least "; do
-            sleep 0.2
-        done
-    fi
-done
+# One that came back empty is another one: who it was before stays `fail?`, and without an address, and follows nobody.
+seen() { at "$1" cluster nodes | awk '$3 !~ /fail|noaddr|handshake/'; }
+follow() {
+    for node; do
+        id=$(at "$node" cluster myid)
+        if seen "$1" | grep -q "^$id .*master.* connected$"; then
+            least=$(seen "$1" | awk '
+                $3 ~ /master/ && NF > 8 { followers[$1] += 0 }
+                $3 ~ /slave/ { followers[$4]++ }
+                END { for (id in followers) print followers[id], id }' | sort -n | sed -n '1s/.* //p')
+            echo "$node follows $least: $(at "$node" cluster replicate "$least")"
+            # The next one reckons with it.
+            until seen "$1" | grep -q "^$id .*slave $least "; do
+                sleep 0.2
+            done
+        fi
+    done
+}
 
+# Again until it is so: while nodes meet, one may be without a link for a moment.
 until [ "$(info "$1" cluster_state)" = ok ] &&
     [ $(($(info "$1" cluster_size) + $(seen "$1" | grep -c slave))) = $# ]; do
     echo "not all nodes have slots or somebody to follow yet"
+    follow "$@"
     sleep 1
 done
 # Until then a replica cannot take over.
