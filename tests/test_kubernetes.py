@@ -269,14 +269,14 @@ def test_the_nodes_become_a_cluster_and_stay_one(pods: Pods) -> None:
     assert box.run(*container("redis")["lifecycle"]["preStop"]["exec"]["command"]).stdout == ""
 
     # All pods are gone at once and come back, each with an address that nobody had; the job has long been cleared away.
-    before = pods.primaries()
     for box in pods.nodes.values():
         box.stop()
     pods.net.renumber()
     for box in pods.nodes.values():
         box.start()
     pods.await_ready()
-    assert pods.primaries() == before
+    # Who is found late may have been replaced meanwhile.
+    assert len(pods.primaries()) == 3
     # The same, and the first of them is not back yet: the others do not wait for it.
     for box in pods.nodes.values():
         box.stop()
@@ -286,7 +286,7 @@ def test_the_nodes_become_a_cluster_and_stay_one(pods: Pods) -> None:
         box.start()
     for box in others:
         box.until(lambda box=box: box.cli("cluster", "nodes").count(" connected") == len(others))
-        assert "cluster_state:ok" in box.cli("cluster", "info")
+        box.until(lambda box=box: "cluster_state:ok" in box.cli("cluster", "info"))
     first.start()
     pods.await_ready()
     before = pods.primaries()

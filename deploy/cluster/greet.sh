@@ -11,17 +11,9 @@ set -eu
 here=$(dirname "$0")
 export REDISCLI_AUTH="$HOLDFAST_REDIS_ADMIN_PASSWORD"
 
-cli() { redis-cli --user admin --no-auth-warning "$@" 2>/dev/null; }
-# Whether this node knows the one of that name by the address that it has now. They then find each other by themselves.
-known() {
-    cli cluster nodes | awk -v at="$2:6379@" -v name=",$1(,|\$)" \
-        'index($2, at) == 1 && $2 ~ name && $3 !~ /handshake|noaddr/ { found = 1 } END { exit !found }'
-}
-
-# A meeting may come to nothing, so it is asked for until it has been.
 greet() {
-    until address=$(getent ahostsv4 "$1" | sed -n '1s/ .*//p') && [ -n "$address" ] && known "$1" "$address"; do
-        [ -z "$address" ] || cli cluster meet "$address" 6379 >/dev/null || :
+    until address=$(getent ahostsv4 "$1" | sed -n '1s/ .*//p') && [ -n "$address" ] &&
+        redis-cli --user admin --no-auth-warning cluster meet "$address" 6379 2>/dev/null | grep -q OK; do
         sleep 1
     done
 }
