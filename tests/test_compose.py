@@ -273,6 +273,7 @@ def test_sentinel(project: Callable[[str], Project]) -> None:
 @needs_compose
 @containers.possible
 @pytest.mark.timeout(300)
+@pytest.mark.again
 def test_cluster(project: Callable[[str], Project]) -> None:
     up = project("cluster")
     boxes = up.boxes

@@ -245,6 +245,7 @@ def pods(tmp_path: Path) -> Iterator[Pods]:
 
 @containers.possible
 @pytest.mark.timeout(300)
+@pytest.mark.again
 def test_the_nodes_become_a_cluster_and_stay_one(pods: Pods) -> None:
     for box in pods.nodes.values():
         box.start()
